@@ -1,0 +1,243 @@
+"""The frozen configuration of one host: the only reader of environment variables and TOML.
+
+Precedence: flag, then environment, then file, then built-in.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmm.errors import ConfigError, VmmError
+from vmm.model import sizes
+from vmm.model.network import Subnet, checked_resolver, checked_subnet
+from vmm.model.site import Defaults
+
+DATA_DIR = Path("/var/lib/vmm")
+ENGINES = ("auto", "firecracker", "qemu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    """Where everything lies below the data directory."""
+
+    data_dir: Path
+
+    @property
+    def config(self) -> Path:
+        return self.data_dir / "config" / "config.toml"
+
+    @property
+    def machines(self) -> Path:
+        return self.data_dir / "vms"
+
+    @property
+    def kernels(self) -> Path:
+        return self.data_dir / "images" / "kernels"
+
+    @property
+    def images(self) -> Path:
+        return self.data_dir / "images" / "rootfs"
+
+    @property
+    def sockets(self) -> Path:
+        return self.data_dir / "sockets"
+
+    @property
+    def logs(self) -> Path:
+        return self.data_dir / "logs"
+
+    @property
+    def state(self) -> Path:
+        return self.data_dir / "state"
+
+    @property
+    def database(self) -> Path:
+        return self.state / "vmm.db"
+
+    @property
+    def locks(self) -> Path:
+        return self.state / "locks"
+
+    @property
+    def ssh(self) -> Path:
+        return self.data_dir / "ssh"
+
+    @property
+    def engines(self) -> Path:
+        return self.data_dir / "bin"
+
+    @property
+    def staging(self) -> Path:
+        """Long work happens here, on the same file system as its destination, and is renamed when whole."""
+        return self.data_dir / "staging"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One host's configuration. `firecracker` and `qemu` are paths of the programs; empty means found by vmm."""
+
+    paths: Paths
+    file: Path
+    bridge_name: str = "vmm-br0"
+    subnet: Subnet = field(default_factory=lambda: checked_subnet("172.16.0.0/16", "172.16.0.1"))
+    host_interface: str | None = None
+    firecracker: str = ""
+    qemu: str = ""
+    firecracker_url: str = ""
+    defaults: Defaults = field(
+        default_factory=lambda: Defaults(
+            cpus=1,
+            memory_mib=512,
+            disk_mib=1024,
+            image="default",
+            kernel="default",
+            ssh_key_path=None,
+            dns=(),
+            engine="auto",
+        )
+    )
+
+
+# Every key of the file, with the type of its value; `vmm config set` writes no other.
+KEYS: Mapping[str, type] = {
+    "data_dir": str,
+    "bridge_name": str,
+    "subnet": str,
+    "gateway": str,
+    "host_interface": str,
+    "firecracker": str,
+    "firecracker_url": str,
+    "qemu": str,
+    "vm_defaults.cpus": int,
+    "vm_defaults.memory_mb": int,
+    "vm_defaults.disk_size_mb": int,
+    "vm_defaults.image": str,
+    "vm_defaults.kernel": str,
+    "vm_defaults.ssh_key_path": str,
+    "vm_defaults.dns_servers": list,
+    "vm_defaults.engine": str,
+}
+
+
+def load(*, data_dir: Path | None = None, file: Path | None = None) -> Config:
+    """Read the configuration. `data_dir` and `file` are the flags; None leaves it to the environment and the defaults.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed, has an unknown key, or a value that cannot be right.
+    """
+    environment = os.environ
+    chosen = data_dir or _path(environment.get("VMM_DATA_DIR")) or DATA_DIR
+    path = file or _path(environment.get("VMM_CONFIG")) or Paths(data_dir=chosen).config
+    values = _flatten(_read(path, must_exist=bool(file or environment.get("VMM_CONFIG"))), path)
+    if data_dir is None and "VMM_DATA_DIR" not in environment and "data_dir" in values:
+        chosen = Path(str(values["data_dir"]))
+    return _checked(Paths(data_dir=chosen.absolute()), path, values)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _read(path: Path, *, must_exist: bool) -> dict[str, object]:
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError as error:
+        if must_exist:
+            raise ConfigError(
+                f"There is no configuration file {path}.", details=str(error), resolution="Make one: vmm config init"
+            ) from error
+        return {}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The configuration file {path} cannot be read.",
+            details=str(error),
+            resolution=f"Mend it with an editor, or move it away and run: vmm config init ({path})",
+        ) from error
+
+
+def _flatten(table: Mapping[str, object], path: Path, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            flat.update(_flatten(value, path, name + "."))  # pyright: ignore[reportUnknownArgumentType]  # TOML tables
+            continue
+        expected = KEYS.get(name)
+        if expected is None:
+            raise ConfigError(
+                f"The configuration file {path} has an unknown key {name!r}.",
+                details=f"Known keys: {', '.join(KEYS)}.",
+                resolution=f"Take it out of {path}.",
+            )
+        if type(value) is not expected:
+            raise ConfigError(
+                f"The key {name!r} in {path} has a value of the wrong kind.",
+                details=f"It is {value!r}; a {expected.__name__} is needed.",
+                resolution=f"Mend the line in {path}.",
+            )
+        flat[name] = value
+    return flat
+
+
+def _checked(paths: Paths, file: Path, values: Mapping[str, object]) -> Config:
+    def text(key: str, default: str) -> str:
+        return str(values.get(key, default))
+
+    bridge = text("bridge_name", "vmm-br0")
+    # The kernel's rule for link names: up to 15 bytes (IFNAMSIZ 16), no slash, no white space.
+    if not (1 <= len(bridge) <= 15 and bridge.isascii() and bridge.replace("-", "").replace("_", "").isalnum()):
+        raise ConfigError(
+            f"{bridge!r} cannot be the name of a bridge.",
+            details="A link's name has 1 to 15 letters, digits, '-' or '_'.",
+            resolution="vmm config set bridge_name vmm-br0",
+        )
+    return Config(
+        paths=paths,
+        file=file,
+        bridge_name=bridge,
+        subnet=checked_subnet(text("subnet", "172.16.0.0/16"), text("gateway", "172.16.0.1")),
+        host_interface=text("host_interface", "") or None,
+        firecracker=text("firecracker", ""),
+        qemu=text("qemu", ""),
+        firecracker_url=text("firecracker_url", ""),
+        defaults=_defaults(file, values),
+    )
+
+
+def _defaults(file: Path, values: Mapping[str, object]) -> Defaults:
+    def number(key: str, default: int, bounds: tuple[int, int]) -> int:
+        value = values.get(f"vm_defaults.{key}", default)
+        assert isinstance(value, int)  # noqa: S101  # _flatten has checked the type
+        return sizes.within(value, bounds, what=f"vm_defaults.{key}")
+
+    def text(key: str, default: str) -> str:
+        return str(values.get(f"vm_defaults.{key}", default))
+
+    servers = values.get("vm_defaults.dns_servers", [])
+    engine = text("engine", "auto")
+    try:
+        if engine not in ENGINES:
+            raise ConfigError(
+                f"There is no engine {engine!r}.",
+                details=f"vm_defaults.engine is one of {', '.join(ENGINES)}.",
+                resolution="vmm config set vm_defaults.engine auto",
+            )
+        return Defaults(
+            cpus=number("cpus", 1, sizes.CPUS),
+            memory_mib=number("memory_mb", 512, sizes.MEMORY_MIB),
+            disk_mib=number("disk_size_mb", 1024, sizes.DISK_MIB),
+            image=text("image", "default"),
+            kernel=text("kernel", "default"),
+            ssh_key_path=text("ssh_key_path", "") or None,
+            dns=tuple(checked_resolver(str(server)) for server in servers),  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportGeneralTypeIssues]  # TOML list
+            engine=engine,
+        )
+    except VmmError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{file}: {error.brief}", details=error.details, resolution=f"{error.resolution} (in {file})"
+        ) from error

@@ -1,0 +1,202 @@
+"""Files that are whole or not there: atomic writes, sparse and reflink copies, confined paths, locks."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmm.errors import ConflictError, HostError
+
+# FICLONE of linux/fs.h: share all of a file's blocks (XFS, btrfs, bcachefs).
+_FICLONE = 0x40049409
+
+
+def confined(root: Path, name: str) -> Path:
+    """Return `root/name`, sure to be a direct child of `root`; a name that would lead elsewhere is a bug above."""
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"{name!r} leads out of {root}")
+    return root / name
+
+
+def make_dir(path: Path, *, mode: int = 0o755) -> Path:
+    """Make a directory with exactly `mode`, whatever the umask, parents included; one that exists keeps its content."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o755)
+        if path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
+    except OSError as error:
+        raise _told(error, f"The directory {path} cannot be made.") from error
+    return path
+
+
+def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Write a file under a temporary name with exactly `mode`, flush it (when `durable`) and rename it into place."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary: Path | None = None
+    try:
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(fd, "wb") as stream:
+            os.fchmod(fd, mode)
+            stream.write(data)
+            stream.flush()
+            if durable:
+                os.fsync(fd)
+        temporary.replace(path)
+    except OSError as error:
+        raise _told(error, f"{path} cannot be written.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def copy_disk(source: Path, destination: Path, *, size_mib: int, mode: int = 0o600) -> None:
+    """Copy a disk image: by reflink where the file system can, else only its data, then grow it to `size_mib`.
+
+    `destination` appears whole or not at all. Data is flushed by the caller's file system in its own time: the copy can
+    be made again from the image as long as the machine never ran.
+    """
+    temporary = destination.with_name(f".{destination.name}.partial")
+    try:
+        temporary.unlink(missing_ok=True)
+        with source.open("rb") as reader, temporary.open("xb") as writer:
+            os.fchmod(writer.fileno(), mode)
+            if not _reflink(reader.fileno(), writer.fileno()):
+                _copy_data(reader.fileno(), writer.fileno())
+            os.ftruncate(writer.fileno(), max(size_mib * 1024 * 1024, os.fstat(reader.fileno()).st_size))
+        temporary.replace(destination)
+    except OSError as error:
+        raise _told(error, f"The disk {destination} cannot be made.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all below it, never following a link and never crossing a mount; none is no error."""
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        _refuse_mounts(path)
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _told(error, f"{path} cannot be removed.") from error
+
+
+@contextlib.contextmanager
+def staging_dir(root: Path, *, prefix: str) -> Iterator[Path]:
+    """A private directory (0700) for work in progress; it is gone when the block ends, however it ends."""
+    make_dir(root, mode=0o700)
+    try:
+        path = Path(tempfile.mkdtemp(dir=root, prefix=f"{prefix}-{os.getpid()}-"))
+    except OSError as error:
+        raise _told(error, f"No working directory can be made in {root}.") from error
+    try:
+        yield path
+    finally:
+        remove_tree(path)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, what: str, timeout_s: float) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (made when missing, 0600) for the block.
+
+    Raises:
+        ConflictError: another process held it for longer than `timeout_s`.
+    """
+    make_dir(path.parent, mode=0o755)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _told(error, f"The lock {path} cannot be opened.") from error
+    try:
+        _acquire(fd, path, what=what, timeout_s=timeout_s)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _acquire(fd: int, path: Path, *, what: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise ConflictError(
+                    f"Another vmm command is working on {what}.",
+                    details=f"{path} has been held for more than {timeout_s:.0f} s.",
+                    resolution="Wait until it has ended (pgrep -a vmm shows it), then try again.",
+                ) from error
+            time.sleep(0.005)
+
+
+def _reflink(source: int, destination: int) -> bool:
+    try:
+        fcntl.ioctl(destination, _FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def _copy_data(source: int, destination: int) -> None:
+    """Copy only the parts of a file that hold data; holes stay holes."""
+    size = os.fstat(source).st_size
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(source, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(source, start, os.SEEK_HOLE)
+        os.lseek(destination, start, os.SEEK_SET)
+        os.lseek(source, start, os.SEEK_SET)
+        _copy_range(source, destination, start, end)
+        position = end
+
+
+def _copy_range(source: int, destination: int, start: int, end: int) -> None:
+    offset = start
+    while offset < end:
+        try:
+            count = os.copy_file_range(source, destination, end - offset, offset, offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            count = os.sendfile(destination, source, offset, end - offset)
+        if count == 0:
+            return
+        offset += count
+
+
+def _refuse_mounts(path: Path) -> None:
+    inside = f"{path.resolve()}/"
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
+        target = line.split(" ")[1].encode().decode("unicode_escape")
+        if target == inside[:-1] or target.startswith(inside):
+            raise OSError(errno.EBUSY, f"{target} is a mount; unmount it first")
+
+
+def _told(error: OSError, brief: str) -> HostError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        resolution = (
+            "Make room on that file system: df -h shows it, vmm delete NAME and vmm image delete NAME free some."
+        )
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        resolution = "Run the command as root: sudo vmm ..."
+    elif error.errno == errno.EROFS:
+        resolution = "Mount the file system writable again; nothing was changed."
+    else:
+        resolution = "Check the path and the file system it lies on, then try again."
+    return HostError(brief, details=str(error), resolution=resolution)

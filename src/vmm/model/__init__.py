@@ -1,0 +1,1 @@
+"""What things are: frozen values, rules and contracts. Nothing here touches the host."""

@@ -1,0 +1,88 @@
+"""The contract of engines: what a machine's process is given, and what it can be asked."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from vmm.model.machine import EngineName, ProcessIdentity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFeatures:
+    """What an engine can do; what it cannot is refused early, by name."""
+
+    snapshot: bool
+    pause: bool
+    jailer: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A virtio-blk device. The first disk of a plan is the root disk (/dev/vda in the guest)."""
+
+    path: Path
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootPlan:
+    """Everything an engine needs to run one machine, decided and on disk. Paths are absolute.
+
+    `socket` is the engine's API (Firecracker HTTP, qemu QMP); it is also the marker in the process's command line.
+    `console` is appended to, never truncated. `log` is the engine's own words, truncated at each start.
+    `config` is a file that the engine may write for itself. `host_interface` facts (tap, MAC) come with the lease.
+    """
+
+    name: str
+    id: str
+    cpus: int
+    memory_mib: int
+    kernel: Path
+    initrd: Path | None
+    command_line: str
+    disks: tuple[Disk, ...]
+    tap: str
+    mac: str
+    socket: Path
+    console: Path
+    log: Path
+    config: Path
+
+
+class EngineStatus(StrEnum):
+    """What the engine itself reports of its guest."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SILENT = "silent"  # it did not answer within its time
+
+
+class Engine(Protocol):
+    """How a machine runs. Engines are twins: same verbs, features declared, refusal early.
+
+    Every method is bounded in time. All raise EngineError with the engine's own words in `details`.
+    """
+
+    @property
+    def name(self) -> EngineName: ...
+
+    @property
+    def features(self) -> EngineFeatures: ...
+
+    def spawn(self, plan: BootPlan) -> ProcessIdentity:
+        """Start the engine's process for `plan` in a session of its own and return at once."""
+        ...
+
+    def await_running(self, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float) -> None:
+        """Return as soon as the engine reports the guest running; raise EngineError if it ends or the time is over."""
+        ...
+
+    def status(self, socket: Path, *, timeout_s: float = 2.0) -> EngineStatus:
+        """Ask the engine through its API socket."""
+        ...
+
+    def press_power_button(self, socket: Path) -> bool:
+        """Ask the guest to shut down (Ctrl-Alt-Del, ACPI). True when the engine took the request."""
+        ...

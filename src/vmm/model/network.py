@@ -1,0 +1,140 @@
+"""Addresses, leases, taps and port forwards: pure arithmetic and rules."""
+
+import ipaddress
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmm.errors import ConfigError, ConflictError, UsageError
+
+
+class Protocol(StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subnet:
+    """The machines' network. `cidr` such as `172.16.0.0/16`; `gateway` is the bridge's own address in it."""
+
+    cidr: str
+    gateway: str
+
+    @property
+    def network(self) -> ipaddress.IPv4Network:
+        return ipaddress.IPv4Network(self.cidr)
+
+    @property
+    def prefix_length(self) -> int:
+        return int(self.cidr.partition("/")[2])
+
+    @property
+    def netmask(self) -> str:
+        return str(self.network.netmask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The address, MAC and tap that one machine holds from create to delete."""
+
+    address: str
+    mac: str
+    tap: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortForward:
+    """A port of the host that leads to a port of a machine. `host_address` 0.0.0.0 means every address of the host."""
+
+    machine: str
+    protocol: Protocol
+    host_address: str = "0.0.0.0"  # noqa: S104  # the field's default for published ports; a narrower one can be given
+    host_port: int
+    guest_port: int
+
+
+def checked_subnet(cidr: str, gateway: str) -> Subnet:
+    """Return the subnet, or raise ConfigError when it cannot hold a gateway and one machine."""
+    try:
+        network = ipaddress.IPv4Network(cidr)
+        address = ipaddress.IPv4Address(gateway)
+    except ValueError as error:
+        raise ConfigError(
+            f"The subnet {cidr!r} with gateway {gateway!r} cannot be used.",
+            details=str(error),
+            resolution="Give an IPv4 network and an address in it: vmm config set subnet 172.16.0.0/16",
+        ) from error
+    outside = address not in network or address in (network.network_address, network.broadcast_address)
+    if outside or network.prefixlen > 30:
+        raise ConfigError(
+            f"The subnet {cidr} with gateway {gateway} cannot be used.",
+            details="The gateway must be a host address of the subnet, and the subnet a /30 or larger.",
+            resolution="vmm config set subnet 172.16.0.0/16 and vmm config set gateway 172.16.0.1",
+        )
+    return Subnet(cidr=str(network), gateway=str(address))
+
+
+def lease_for(address: ipaddress.IPv4Address) -> Lease:
+    """Derive MAC and tap name from the address: both are unique because addresses are.
+
+    The MAC is `06:00:` (locally administered, unicast) and the four address bytes.
+    """
+    octets = address.packed
+    return Lease(
+        address=str(address),
+        mac="06:00:" + ":".join(f"{byte:02x}" for byte in octets),
+        tap=f"vmm-{octets.hex()}",
+    )
+
+
+def free_address(subnet: Subnet, taken: Collection[int]) -> ipaddress.IPv4Address:
+    """Return the lowest free host address; `taken` are addresses as integers. ConflictError when there is none."""
+    network = subnet.network
+    gateway = int(ipaddress.IPv4Address(subnet.gateway))
+    first, last = int(network.network_address) + 1, int(network.broadcast_address) - 1
+    for candidate in range(first, last + 1):
+        if candidate != gateway and candidate not in taken:
+            return ipaddress.IPv4Address(candidate)
+    raise ConflictError(
+        f"Every address of {subnet.cidr} is taken.",
+        details=f"{len(taken)} machines hold a lease; an address stays with its machine until the machine is deleted.",
+        resolution="Delete a machine (vmm list, vmm delete NAME).",
+    )
+
+
+def parse_forward(machine: str, text: str, protocol: Protocol = Protocol.TCP) -> PortForward:
+    """Read `[HOST_ADDRESS:]HOST_PORT:GUEST_PORT[/PROTOCOL]`; raise UsageError when it is none."""
+    ports, slash, named = text.partition("/")
+    parts = ports.split(":")
+    host_address = parts.pop(0) if len(parts) == 3 else "0.0.0.0"  # noqa: S104
+    try:
+        host_port, guest_port = (_port(part) for part in parts)
+        chosen = Protocol(named.lower()) if slash else protocol
+        host_address = str(ipaddress.IPv4Address(host_address))
+    except ValueError as error:
+        raise UsageError(
+            f"{text!r} is not a port forward.",
+            details=f"A forward is HOST_PORT:GUEST_PORT, each from 1 to 65535 ({error}).",
+            resolution="Write it such as 8080:80, 127.0.0.1:8080:80 or 5353:53/udp.",
+        ) from error
+    return PortForward(
+        machine=machine, protocol=chosen, host_address=host_address, host_port=host_port, guest_port=guest_port
+    )
+
+
+def checked_resolver(text: str) -> str:
+    """Return `text` when it is an IPv4 or IPv6 address of a resolver; raise UsageError otherwise."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise UsageError(
+            f"{text!r} is not the address of a resolver.",
+            details=str(error),
+            resolution="Write it such as --dns 1.1.1.1.",
+        ) from error
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 65535:
+        raise ValueError(f"{text!r} is no port")
+    return int(text)

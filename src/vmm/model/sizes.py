@@ -1,0 +1,46 @@
+"""Sizes as people write them: plain megabytes as the original took them, or `512M`, `2G`, `1T`."""
+
+import re
+
+from vmm.errors import UsageError
+
+_SIZE = re.compile(r"([0-9]{1,12})(?:([MGT])(?:i?B)?)?", re.IGNORECASE | re.ASCII)
+_MIB = {"": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
+
+# Bounds of the original (`original-surface`: cpus 1-32, memory 128-65536, disk 256-1048576).
+CPUS = (1, 32)
+MEMORY_MIB = (128, 65536)
+DISK_MIB = (256, 1048576)
+
+
+def parse_mib(text: str) -> int:
+    """Return MiB from `512`, `512M` or `2G`; raise UsageError when it is no size."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not a size.",
+            details="A size is a whole number of MB, or a number with M, G or T.",
+            resolution="Write it such as 512, 512M or 2G.",
+        )
+    return int(match[1]) * _MIB[(match[2] or "").upper()]
+
+
+def within(value: int, bounds: tuple[int, int], *, what: str, unit: str = "") -> int:
+    """Return `value` when it lies in `bounds` (both ends allowed); raise UsageError naming `what` otherwise."""
+    low, high = bounds
+    if not low <= value <= high:
+        raise UsageError(
+            f"{value}{unit} is not possible for {what}.",
+            details=f"The least is {low}{unit}, the most {high}{unit}.",
+            resolution=f"Choose a value from {low} to {high}.",
+        )
+    return value
+
+
+def human_bytes(count: int) -> str:
+    """Return a byte count the way people read it: `412 MiB`, `1.5 GiB`."""
+    if count < 1024 * 1024:
+        return f"{count / 1024:.0f} KiB"
+    if count < 1024**3:
+        return f"{count / 1024**2:.0f} MiB"
+    return f"{count / 1024**3:.1f} GiB"
