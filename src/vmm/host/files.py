@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from vmm.errors import ConflictError, HostError
@@ -92,7 +92,7 @@ def remove_tree(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def staging_dir(root: Path, *, prefix: str) -> Iterator[Path]:
+def staging_dir(root: Path, *, prefix: str) -> Generator[Path]:
     """A private directory (0700) for work in progress; it is gone when the block ends, however it ends."""
     make_dir(root, mode=0o700)
     try:
@@ -106,38 +106,50 @@ def staging_dir(root: Path, *, prefix: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, what: str, timeout_s: float) -> Iterator[None]:
+def locked(path: Path, *, what: str, timeout_s: float) -> Generator[None]:
     """Hold an exclusive lock on `path` (made when missing, 0600) for the block.
 
     Raises:
         ConflictError: another process held it for longer than `timeout_s`.
     """
     make_dir(path.parent, mode=0o755)
+    fd = _acquire(path, what=what, timeout_s=timeout_s)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise _told(error, f"The lock {path} cannot be opened.") from error
-    try:
-        _acquire(fd, path, what=what, timeout_s=timeout_s)
         yield
     finally:
         os.close(fd)
 
 
-def _acquire(fd: int, path: Path, *, what: str, timeout_s: float) -> None:
+def _acquire(path: Path, *, what: str, timeout_s: float) -> int:
     deadline = time.monotonic() + timeout_s
     while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise ConflictError(
-                    f"Another vmm command is working on {what}.",
-                    details=f"{path} has been held for more than {timeout_s:.0f} s.",
-                    resolution="Wait until it has ended (pgrep -a vmm shows it), then try again.",
-                ) from error
-            time.sleep(0.005)
+        fd = _try_lock(path)
+        if fd is not None:
+            return fd
+        if time.monotonic() > deadline:
+            raise ConflictError(
+                f"Another vmm command is working on {what}.",
+                details=f"{path} has been held for more than {timeout_s:.0f} s.",
+                resolution="Wait until it has ended (pgrep -a vmm shows it), then try again.",
+            )
+        time.sleep(0.005)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Return a descriptor that holds the lock, None when another has it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _told(error, f"The lock {path} cannot be opened.") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it may have removed the file with what it stood for: a lock on a nameless file locks nothing.
+        if path.stat().st_ino == os.fstat(fd).st_ino:
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
 
 
 def _reflink(source: int, destination: int) -> bool:

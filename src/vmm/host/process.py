@@ -1,5 +1,6 @@
 """The only door to processes: argument lists, a closed environment, stdin from /dev/null."""
 
+import functools
 import logging
 import os
 import select
@@ -56,20 +57,20 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
     """Run a program to its end. `stdout` given: its output goes there and `Completed.stdout` is empty.
 
     Raises:
-        HostError: the program is missing, took longer than `timeout_s`, or (with `check`) ended with another code than 0.
+        HostError: the program is missing, took longer than `timeout_s`, or (with `check`) did not end with code 0.
     """
     logger.debug("run: %s", shlex.join(argv))
-    source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin.encode()}
     try:
         done = subprocess.run(
             list(argv),
+            # An empty input is an end of file at once: what /dev/null would give.
+            input=(stdin or "").encode(),
             stdout=stdout if stdout is not None else subprocess.PIPE,
             stderr=subprocess.PIPE,
             timeout=timeout_s,
             env=environment(env),
             cwd=cwd,
             check=False,
-            **source,  # type: ignore[arg-type]
         )
     except FileNotFoundError as error:
         raise _missing(argv[0]) from error
@@ -83,11 +84,11 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
             details=shlex.join(argv),
             resolution="Run the command by hand to see what it waits for, then try again.",
         ) from error
-    raw_out: bytes | None = done.stdout
+    raw: bytes | None = done.stdout
     completed = Completed(
         argv=tuple(argv),
         code=done.returncode,
-        stdout=(raw_out or b"").decode(errors="replace"),
+        stdout=(raw or b"").decode(errors="replace"),
         stderr=done.stderr.decode(errors="replace"),
     )
     if check and completed.code != 0:
@@ -147,6 +148,7 @@ def attached(argv: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
+@functools.cache
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
@@ -157,7 +159,7 @@ def is_alive(process: ProcessIdentity) -> bool:
     stat = _stat(process.pid)
     if stat is None or stat[0] == "Z" or stat[1] != process.start_ticks or boot_id() != process.boot_id:
         return False
-    return _has_marker(process.pid, process.marker)
+    return not process.marker or _has_marker(process.pid, process.marker)
 
 
 def wait_gone(process: ProcessIdentity, *, timeout_s: float) -> bool:
@@ -207,6 +209,12 @@ def find(marker: str) -> ProcessIdentity | None:
             if stat is not None and stat[0] != "Z":
                 return ProcessIdentity(boot_id=boot_id(), pid=pid, start_ticks=stat[1], marker=marker)
     return None
+
+
+def this_process() -> ProcessIdentity:
+    """Return the identity of the vmm command at work, for rows that say who is at it."""
+    stat = _stat(os.getpid())
+    return ProcessIdentity(boot_id=boot_id(), pid=os.getpid(), start_ticks=stat[1] if stat else 0, marker="")
 
 
 def _stat(pid: int) -> tuple[str, int] | None:

@@ -15,6 +15,7 @@ class EngineFeatures:
     snapshot: bool
     pause: bool
     jailer: bool
+    power_off_ends: bool  # whether the process ends when the guest powers off (Firecracker: only at a reboot)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

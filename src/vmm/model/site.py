@@ -1,6 +1,6 @@
 """What the operations act on: one Protocol a room, and `Site`, which holds them all. `vmm.app` fills it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Network(Protocol):
     """Bridge, taps and firewall. Idempotent; all raise NetworkError."""
 
     def attach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
-        """Make the tap, put it on the bridge and open its forwards; repairs bridge and table where they are not whole."""
+        """Make the tap, put it on the bridge and open its forwards; mends bridge and table where they are not whole."""
         ...
 
     def detach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
@@ -142,8 +142,8 @@ class MachineFiles(Protocol):
         ...
 
     def disk(self, name: str) -> Path: ...
-    def prepare_boot(self, machine: Machine, image: Image, kernel: Kernel, resolvers: Sequence[str]) -> Path | None:
-        """Write the initrd (stage-1 and this machine's facts) and return its path; None where the kernel has no stage-1."""
+    def prepare_boot(self, machine: Machine, kernel: Kernel, resolvers: Sequence[str]) -> Path | None:
+        """Write the initrd (stage-1 and the machine's facts), return its path; None for a kernel without stage-1."""
         ...
 
     def mark_boot(self, name: str, *, at: str) -> None:
@@ -175,39 +175,38 @@ class Guest(Protocol):
         ...
 
     def ssh_command(self, machine: Machine, *, user: str, arguments: Sequence[str]) -> list[str]:
-        """Return the argument list of the system's ssh that reaches this machine, with its host key checked strictly."""
+        """Return the argument list of the system's ssh that reaches this machine and checks its host key strictly."""
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """One host's vmm: what every operation is given first."""
+class Site(Protocol):
+    """One host's vmm: what every operation is given first. Rooms are opened when they are first asked for."""
 
-    store: Store
-    network: Network
-    processes: Processes
-    images: Images
-    kernels: Kernels
-    files: MachineFiles
-    guest: Guest
-    engines: Mapping[EngineName, Engine]
-    pick_engine: Callable[[str], EngineName]
-    resolvers: Callable[[], Sequence[str]]
-    subnet: Subnet
-    defaults: Defaults
-    host_cpus: int
-    host_interface: str | None = None
+    @property
+    def store(self) -> Store: ...
+    @property
+    def network(self) -> Network: ...
+    @property
+    def processes(self) -> Processes: ...
+    @property
+    def images(self) -> Images: ...
+    @property
+    def kernels(self) -> Kernels: ...
+    @property
+    def files(self) -> MachineFiles: ...
+    @property
+    def guest(self) -> Guest: ...
+    @property
+    def subnet(self) -> Subnet: ...
+    @property
+    def defaults(self) -> Defaults: ...
 
+    def engine(self, name: EngineName) -> Engine: ...
 
-__all__ = [
-    "Defaults",
-    "Guest",
-    "Images",
-    "Kernels",
-    "MachineFiles",
-    "Network",
-    "PortProtocol",
-    "Processes",
-    "Site",
-    "Store",
-]
+    def pick_engine(self, wish: str) -> EngineName:
+        """Return the engine for `auto`, `firecracker` or `qemu`; raise EngineError when it is not on this host."""
+        ...
+
+    def resolvers(self) -> Sequence[str]:
+        """Return the name servers that guests are given unless told otherwise."""
+        ...

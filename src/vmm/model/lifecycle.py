@@ -1,0 +1,49 @@
+"""Which verb is legal in which state: the one place that says so."""
+
+from enum import StrEnum
+
+from vmm.errors import ConflictError
+from vmm.model.machine import Machine, MachineState
+
+
+class Verb(StrEnum):
+    START = "start"
+    STOP = "stop"
+    DELETE = "delete"
+    SET = "set"
+    SSH = "ssh"
+
+
+# A machine in one of these has, or may have, an engine's process.
+LIVE = frozenset({MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED, MachineState.STOPPING})
+
+
+def is_needed(verb: Verb, state: MachineState) -> bool:
+    """Whether the verb has anything to do: starting what runs and stopping what stands are done already."""
+    match verb:
+        case Verb.START:
+            return state is not MachineState.RUNNING
+        case Verb.STOP:
+            return state in LIVE
+        case Verb.DELETE | Verb.SET | Verb.SSH:
+            return True
+
+
+def check_legal(verb: Verb, machine: Machine, *, force: bool = False) -> None:
+    """Raise ConflictError when the machine's state forbids the verb; `force` lets delete end a running machine."""
+    state, name = machine.state, machine.name
+    match verb:
+        case Verb.START if state is MachineState.PAUSED:
+            _refuse(name, "cannot be started", state, f"vmm stop {name}, then vmm start {name}")
+        case Verb.DELETE if state in LIVE and not force:
+            _refuse(name, "is not deleted", state, f"vmm stop {name} first, or: vmm delete --force {name}")
+        case Verb.SET if state in LIVE:
+            _refuse(name, "cannot be changed", state, f"vmm stop {name}, change it, then vmm start {name}")
+        case Verb.SSH if state is not MachineState.RUNNING:
+            _refuse(name, "cannot be reached", state, f"vmm start {name}")
+        case Verb.START | Verb.STOP | Verb.DELETE | Verb.SET | Verb.SSH:
+            return
+
+
+def _refuse(name: str, what: str, state: MachineState, resolution: str) -> None:
+    raise ConflictError(f"The machine {name!r} {what}.", details=f"It is {state}.", resolution=resolution)

@@ -1,0 +1,119 @@
+"""`vmm create`: a lease, a row, a disk; whole or not at all."""
+
+import contextlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vmm.errors import ConflictError, NotFoundError, UsageError
+from vmm.model import names, sizes
+from vmm.model.image import Image
+from vmm.model.machine import Machine, MachineSpec, MachineState
+from vmm.model.network import checked_resolver
+from vmm.model.site import Site
+from vmm.operations.clock import now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateRequest:
+    """What the user asked for; None leaves it to the configuration. Sizes in MiB.
+
+    `ssh_keys` are the texts of public keys; `engine` is auto, firecracker or qemu.
+    """
+
+    name: str
+    cpus: int | None = None
+    memory_mib: int | None = None
+    disk_mib: int | None = None
+    image: str | None = None
+    kernel: str | None = None
+    engine: str | None = None
+    auto_start: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    ssh_keys: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+    user_data: str | None = None
+
+
+def create(site: Site, request: CreateRequest) -> Machine:
+    """Make a machine. It holds its address from now until it is deleted.
+
+    Raises:
+        UsageError: a name, a size or an address that can never be right, or a disk smaller than the image.
+        ConflictError: a machine of that name exists, or every address is taken.
+        NotFoundError: there is no such image or kernel.
+    """
+    names.valid_name(request.name)
+    spec = _spec(site, request)
+    image = site.images.get(spec.image)
+    site.kernels.get(spec.kernel)
+    _check_disk(spec, image)
+    with site.store.lock(spec.name):
+        _make_way(site, spec.name)
+        machine = site.store.add(spec, subnet=site.subnet, id=secrets.token_hex(16), created_at=now())
+        try:
+            site.files.make(machine, image)
+        except BaseException:
+            undo(site, spec.name)
+            raise
+    return machine
+
+
+def undo(site: Site, name: str) -> None:
+    """Take back a machine that was never started: first its files, then its row, so that nothing is left unknown."""
+    site.files.remove(name)
+    with contextlib.suppress(NotFoundError):
+        site.store.remove(name)
+
+
+def _spec(site: Site, request: CreateRequest) -> MachineSpec:
+    defaults = site.defaults
+    cpus = request.cpus if request.cpus is not None else defaults.cpus
+    memory = request.memory_mib if request.memory_mib is not None else defaults.memory_mib
+    image = names.valid_name(request.image or defaults.image, what="image")
+    return MachineSpec(
+        name=request.name,
+        cpus=sizes.within(cpus, sizes.CPUS, what="--cpus"),
+        memory_mib=sizes.within(memory, sizes.MEMORY_MIB, what="--memory", unit=" MiB"),
+        disk_mib=sizes.within(_disk_mib(site, request, image), sizes.DISK_MIB, what="--disk", unit=" MiB"),
+        image=image,
+        kernel=names.valid_name(request.kernel or defaults.kernel, what="kernel"),
+        engine=site.pick_engine(request.engine or defaults.engine),
+        auto_start=request.auto_start,
+        labels=dict(request.labels),
+        ssh_keys=tuple(dict.fromkeys(request.ssh_keys)),
+        dns=tuple(checked_resolver(server) for server in (request.dns or defaults.dns)),
+        user_data=request.user_data,
+    )
+
+
+def _disk_mib(site: Site, request: CreateRequest, image: str) -> int:
+    """A size that was asked for is taken as it is; the default one makes room for a larger image."""
+    if request.disk_mib is not None:
+        return request.disk_mib
+    return max(site.defaults.disk_mib, site.images.get(image).size_mib)
+
+
+def _check_disk(spec: MachineSpec, image: Image) -> None:
+    if spec.disk_mib < image.size_mib:
+        raise UsageError(
+            f"A disk of {spec.disk_mib} MiB is too small for the image {image.name!r}.",
+            details=f"The image's file system has {image.size_mib} MiB; a disk can only be larger.",
+            resolution=f"Give --disk {image.size_mib} or more, or leave --disk out.",
+        )
+
+
+def _make_way(site: Site, name: str) -> None:
+    """Refuse a name that is taken; take back what a `create` that was killed left half-made."""
+    try:
+        existing = site.store.machine(name)
+    except NotFoundError:
+        return
+    if existing.state is MachineState.CREATED and not site.files.is_made(name):
+        undo(site, name)
+        return
+    raise ConflictError(
+        f"There is a machine {name!r} already.",
+        details=f"It is {existing.state}, made at {existing.created_at}.",
+        resolution=f"Choose another name, or delete it: vmm delete {name}",
+    )

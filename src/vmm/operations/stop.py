@@ -1,0 +1,136 @@
+"""`vmm stop` and `vmm delete`: the guest is asked first, and the result says whether it went by itself."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmm.errors import EngineError, NotFoundError, StateError
+from vmm.model.lifecycle import Verb, check_legal, is_needed
+from vmm.model.machine import Machine, MachineState, ProcessIdentity
+from vmm.model.site import Site
+from vmm.operations.observe import guest_is_down, observed
+
+STOP_TIMEOUT_S = 30.0
+# A guest that honours the power button is on its way down well within this; one that does not is asked over ssh.
+_BUTTON_S = 0.3
+_POLL_S = 0.1
+
+
+class StopMethod(StrEnum):
+    """How a machine came to stand."""
+
+    ALREADY = "already stopped"
+    GUEST = "shut down by the guest"
+    KILLED = "killed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    machine: Machine
+    method: StopMethod
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deleted:
+    name: str
+
+
+def stop(
+    site: Site, name: str, *, timeout_s: float = STOP_TIMEOUT_S, force: bool = False, keep_wanted: bool = False
+) -> Stopped:
+    """Stop a machine: ask the guest, wait `timeout_s` at most, then kill; `force` kills at once.
+
+    `keep_wanted` (a host going down) leaves the wish that the machine runs, so that the next boot brings it back.
+    """
+    began = time.monotonic()
+    with site.store.lock(name):
+        machine = observed(site, site.store.machine(name))
+        wanted = machine.wanted if keep_wanted else False
+        method = StopMethod.ALREADY
+        if is_needed(Verb.STOP, machine.state):
+            method = _bring_down(site, machine, timeout_s=0.0 if force else timeout_s, wanted=wanted)
+        release(site, machine)
+        # A machine that failed stays failed, with its reason, until it is started again.
+        failed = machine.state is MachineState.FAILED
+        state = machine.state if method is StopMethod.ALREADY else MachineState.STOPPED
+        reason = machine.reason if failed else None
+        site.store.record(name, state, process=None, wanted=wanted, reason=reason)
+        return Stopped(machine=site.store.machine(name), method=method, seconds=time.monotonic() - began)
+
+
+def delete(site: Site, name: str, *, force: bool = False) -> Deleted:
+    """Delete a machine with its disk, address and forwards. Works on a full disk; run again, it finishes.
+
+    Raises:
+        ConflictError: it runs, and `force` was not given.
+    """
+    with site.store.lock(name):
+        machine = observed(site, site.store.machine(name))
+        check_legal(Verb.DELETE, machine, force=force)
+        if machine.process is not None and machine.process.marker:
+            _kill(site, machine.process)
+        release(site, machine)
+        # Files first: that frees the room which removing the row may need; a row without files is deleted next time.
+        site.files.remove(name)
+        site.store.remove(name)
+    return Deleted(name=name)
+
+
+def release(site: Site, machine: Machine) -> None:
+    """Take back what a running machine has of the host's network; what is gone already is no error."""
+    with contextlib.suppress(NotFoundError):
+        site.network.detach(machine.lease, site.store.forwards(machine.name))
+
+
+def _bring_down(site: Site, machine: Machine, *, timeout_s: float, wanted: bool) -> StopMethod:
+    process = machine.process
+    if process is None or not process.marker:
+        return StopMethod.KILLED
+    # The wish is recorded first: whatever happens to this command, a reboot will not bring the machine back. A write
+    # that fails does not keep a machine from being stopped.
+    with contextlib.suppress(StateError):
+        site.store.record(machine.name, MachineState.STOPPING, process=process, wanted=wanted)
+    if timeout_s > 0 and _guest_goes(site, machine, process, time.monotonic() + timeout_s):
+        site.files.grown(machine.name)
+        return StopMethod.GUEST
+    _kill(site, process)
+    return StopMethod.KILLED
+
+
+def _guest_goes(site: Site, machine: Machine, process: ProcessIdentity, deadline: float) -> bool:
+    """Ask by the power button, then over ssh; True when the guest went down by itself before the deadline."""
+    engine = site.engine(machine.spec.engine)
+    with contextlib.suppress(EngineError):
+        engine.press_power_button(site.files.socket(machine.name))
+    if _wait(site, machine, process, min(deadline, time.monotonic() + _BUTTON_S)):
+        return True
+    # Firecracker's process ends at a reboot and outlives a power-off; under qemu both end it.
+    site.guest.ask_shutdown(machine, reboot=not engine.features.power_off_ends)
+    return _wait(site, machine, process, deadline)
+
+
+def _wait(site: Site, machine: Machine, process: ProcessIdentity, deadline: float) -> bool:
+    while True:
+        remaining = deadline - time.monotonic()
+        if site.processes.wait_gone(process, timeout_s=max(0.0, min(_POLL_S, remaining))):
+            return True
+        if guest_is_down(site.files.last_words(machine.name)):
+            _kill(site, process)
+            return True
+        if remaining <= 0:
+            return False
+
+
+def _kill(site: Site, process: ProcessIdentity) -> None:
+    site.processes.kill(process)
+    if not site.processes.wait_gone(process, timeout_s=10.0):
+        raise EngineError(
+            f"The engine with pid {process.pid} does not end.",
+            details="It was killed (SIGKILL) 10 s ago; the kernel still holds it, most often in a hung disk.",
+            resolution=f"See what it waits for: cat /proc/{process.pid}/stack",
+        )
+
+
+__all__ = ["STOP_TIMEOUT_S", "Deleted", "StopMethod", "Stopped", "delete", "release", "stop"]

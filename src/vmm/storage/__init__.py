@@ -1,0 +1,1 @@
+"""What vmm remembers: the database, and each machine's own files."""

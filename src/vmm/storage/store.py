@@ -1,0 +1,282 @@
+"""The one door to SQL: SQLite in `state/vmm.db`, one short transaction a call."""
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmm.errors import ConflictError, NotFoundError, StateError
+from vmm.host import files
+from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentity, UnreadableRecord
+from vmm.model.network import PortForward, Subnet, free_address, lease_for
+from vmm.storage import rows, schema
+
+# Every write waits this long for another's (measured with 20 processes: BEGIN IMMEDIATE with it never failed).
+_BUSY_S = 5.0
+_ANY = "0.0.0.0"  # noqa: S104  # "every address of the host", as forwards write it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqliteStore:
+    """What vmm remembers. `read_only` opens without any right to write, as a user without root does.
+
+    A connection is opened for each call: that takes 0.1 ms, and leaves nothing to share between threads or to close.
+    """
+
+    path: Path
+    locks: Path
+    read_only: bool = False
+
+    def machines(self) -> Sequence[Machine | UnreadableRecord]:
+        with self._reading() as connection:
+            return [rows.read(row) for row in connection.execute(f"{rows.SELECT} ORDER BY name")]
+
+    def machine(self, name: str) -> Machine:
+        """Return one machine. Raises NotFoundError, or StateError when its record cannot be read."""
+        with self._reading() as connection:
+            row = connection.execute(f"{rows.SELECT} WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise NotFoundError(
+                f"There is no machine {name!r}.",
+                details=self._similar(name),
+                resolution="See what there is: vmm list",
+            )
+        record = rows.read(row)
+        if isinstance(record, UnreadableRecord):
+            raise StateError(
+                f"The record of the machine {name!r} cannot be read.",
+                details=record.problem,
+                resolution=f"Restore {self.path} from a backup; the machine's files are untouched.",
+            )
+        return record
+
+    def add(self, spec: MachineSpec, *, subnet: Subnet, id: str, created_at: str) -> Machine:  # noqa: A002
+        """Record a new machine with a lease of its own. ConflictError when the name or every address is taken."""
+        with self._writing() as connection:
+            taken = {row[0] for row in connection.execute("SELECT address FROM machines")}
+            machine = Machine(
+                id=id,
+                spec=spec,
+                lease=lease_for(free_address(subnet, taken)),
+                state=MachineState.CREATED,
+                wanted=False,
+                created_at=created_at,
+            )
+            try:
+                connection.execute(rows.INSERT, rows.values_of(machine))
+            except sqlite3.IntegrityError as error:
+                raise ConflictError(
+                    f"There is a machine {spec.name!r} already.",
+                    details=str(error),
+                    resolution=f"Choose another name, or delete it: vmm delete {spec.name}",
+                ) from error
+        return machine
+
+    def replace_spec(self, name: str, spec: MachineSpec) -> None:
+        with self._writing() as connection:
+            assignments = rows.spec_assignments()
+            connection.execute(
+                f"UPDATE machines SET {assignments} WHERE name = ?",  # noqa: S608  # the columns' own names
+                (*rows.spec_values(spec), name),
+            )
+
+    def record(
+        self,
+        name: str,
+        state: MachineState,
+        *,
+        process: ProcessIdentity | None,
+        wanted: bool | None = None,
+        started_at: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Record a machine's state; None leaves `wanted` and `started_at` as they are, and clears `reason`."""
+        with self._writing() as connection:
+            connection.execute(
+                "UPDATE machines SET state = ?, boot_id = ?, pid = ?, start_ticks = ?, marker = ?, reason = ?,"
+                " wanted = coalesce(?, wanted), started_at = coalesce(?, started_at) WHERE name = ?",
+                (
+                    state.value,
+                    *rows.process_values(process),
+                    reason,
+                    None if wanted is None else int(wanted),
+                    started_at,
+                    name,
+                ),
+            )
+
+    def remove(self, name: str) -> None:
+        """Forget a machine and its forwards."""
+        with self._writing() as connection:
+            connection.execute("DELETE FROM machines WHERE name = ?", (name,))
+        with contextlib.suppress(OSError):
+            files.confined(self.locks, name).unlink(missing_ok=True)
+
+    def forwards(self, name: str | None = None) -> Sequence[PortForward]:
+        """Return the forwards of one machine, or of all."""
+        query = "SELECT machine, protocol, host_address, host_port, guest_port FROM forwards"
+        order = " ORDER BY machine, host_port, protocol"
+        with self._reading() as connection:
+            if name is None:
+                found = connection.execute(query + order)
+            else:
+                found = connection.execute(f"{query} WHERE machine = ?{order}", (name,))
+            return [rows.forward_of(row) for row in found]
+
+    def add_forward(self, forward: PortForward) -> None:
+        """Record a forward. Raises ConflictError when a machine has the port, at this address or at every one."""
+        with self._writing() as connection:
+            # 0.0.0.0 takes the port at every address, which no UNIQUE constraint can say.
+            row = connection.execute(
+                "SELECT machine, host_address FROM forwards WHERE protocol = ? AND host_port = ?"
+                " AND (host_address = ? OR host_address = ? OR ? = ?)",
+                (forward.protocol.value, forward.host_port, forward.host_address, _ANY, forward.host_address, _ANY),
+            ).fetchone()
+            if row is not None:
+                raise ConflictError(
+                    f"Port {forward.host_port}/{forward.protocol} of the host is forwarded already.",
+                    details=f"It leads to the machine {row[0]!r} ({row[1]}:{forward.host_port}).",
+                    resolution=f"Choose another host port, or see: vmm port-forward list {row[0]}",
+                )
+            connection.execute(
+                "INSERT INTO forwards (machine, protocol, host_address, host_port, guest_port) VALUES (?, ?, ?, ?, ?)",
+                (
+                    forward.machine,
+                    forward.protocol.value,
+                    forward.host_address,
+                    forward.host_port,
+                    forward.guest_port,
+                ),
+            )
+
+    def remove_forward(self, forward: PortForward) -> None:
+        with self._writing() as connection:
+            connection.execute(
+                "DELETE FROM forwards WHERE machine = ? AND protocol = ? AND host_address = ? AND host_port = ?",
+                (forward.machine, forward.protocol.value, forward.host_address, forward.host_port),
+            )
+
+    def users_of(self, *, image: str | None = None, kernel: str | None = None) -> Sequence[str]:
+        """Return the names of the machines that use the image or the kernel."""
+        with self._reading() as connection:
+            found = connection.execute(
+                "SELECT name FROM machines WHERE image = ? OR kernel = ? ORDER BY name", (image, kernel)
+            )
+            return [row[0] for row in found]
+
+    def lock(self, name: str, *, timeout_s: float = 60.0) -> AbstractContextManager[None]:
+        """Serialise the verbs on one machine, between processes and threads."""
+        return files.locked(files.confined(self.locks, name), what=f"the machine {name!r}", timeout_s=timeout_s)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Generator[sqlite3.Connection]:
+        with _told(self.path):
+            # Looking makes no database where there is none.
+            open_it = self._open if self.path.exists() and not self.read_only else self._open_read_only
+            with contextlib.closing(open_it()) as connection:
+                yield connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[sqlite3.Connection]:
+        """One write transaction: committed when the block ends well, rolled back otherwise."""
+        with _told(self.path), contextlib.closing(self._open()) as connection:
+            # A plain BEGIN would fail where two processes read first and then both want to write.
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    def _open(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            files.make_dir(self.path.parent)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+                self.path.chmod(0o644)
+        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            if schema.read_version(connection, str(self.path)) != schema.VERSION:
+                schema.migrate(connection, str(self.path))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _open_read_only(self) -> sqlite3.Connection:
+        """Open what is there; where nothing is there yet, an empty database in memory: nothing is remembered."""
+        if self.path.exists():
+            connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None)
+            if schema.read_version(connection, str(self.path)) > 0:
+                return connection
+            connection.close()
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+        schema.migrate(connection, str(self.path))
+        return connection
+
+    def _similar(self, name: str) -> str:
+        import difflib
+
+        known = [record.name for record in self.machines()]
+        close = difflib.get_close_matches(name, known, n=3)
+        if close:
+            return f"Did you mean {' or '.join(repr(match) for match in close)}?"
+        return f"{len(known)} machine(s) are known." if known else "No machine was created yet."
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Generator[None]:
+    """Convert SQLite's errors, once, at the edge."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise _operational(path, error) from error
+    except sqlite3.DatabaseError as error:
+        raise StateError(
+            f"The database {path} is damaged.",
+            details=f"{error}. Running machines go on; nothing was changed.",
+            resolution=f"Restore {path} from a backup, or move it away to begin with an empty one.",
+        ) from error
+    except PermissionError as error:
+        raise _denied(path, error) from error
+
+
+def _operational(path: Path, error: sqlite3.OperationalError) -> StateError:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return StateError(
+            "The database is in use.",
+            details=f"{path} was held by another process for more than {_BUSY_S:.0f} s.",
+            resolution=f"See who holds it (fuser {path}), then try again.",
+        )
+    if "readonly" in text or "unable to open" in text:
+        return _denied(path, error)
+    if "full" in text:
+        return StateError(
+            "The database cannot be written: the disk is full.",
+            details=f"{path}: {text}",
+            resolution="Make room: vmm delete NAME works on a full disk.",
+        )
+    return StateError(
+        "The database cannot be used.",
+        details=f"{path}: {text}",
+        resolution="Check the disk it lies on, then try again.",
+    )
+
+
+def _denied(path: Path, error: Exception) -> StateError:
+    code = getattr(error, "errno", errno.EACCES)
+    root = os.geteuid() == 0
+    return StateError(
+        f"The database {path} cannot be opened for this.",
+        details=f"{error} (errno {code}, user id {os.geteuid()})",
+        resolution="Check the file system it lies on: is it mounted read-only?"
+        if root
+        else "Run it as root: sudo vmm ...",
+    )
