@@ -200,10 +200,10 @@ def kill(process: ProcessIdentity) -> None:
 
 def find(marker: str) -> ProcessIdentity | None:
     """Return the process whose command line has `marker` as one argument, or None. Walks /proc: for repairs only."""
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
+    for entry in os.listdir("/proc"):  # noqa: PTH208  # names are all that is needed, of thousands
+        if not entry.isdigit():
             continue
-        pid = int(entry.name)
+        pid = int(entry)
         if pid != os.getpid() and _has_marker(pid, marker):
             stat = _stat(pid)
             if stat is not None and stat[0] != "Z":

@@ -17,7 +17,6 @@ from vmm.model.machine import (
     UnreadableRecord,
 )
 from vmm.model.network import Lease, PortForward, Subnet
-from vmm.model.network import Protocol as PortProtocol
 from vmm.model.progress import Progress
 
 
