@@ -94,7 +94,8 @@ def remove_tree(path: Path) -> None:
 @contextlib.contextmanager
 def staging_dir(root: Path, *, prefix: str) -> Generator[Path]:
     """A private directory (0700) for work in progress; it is gone when the block ends, however it ends."""
-    make_dir(root, mode=0o700)
+    if not root.is_dir():
+        make_dir(root, mode=0o700)
     try:
         path = Path(tempfile.mkdtemp(dir=root, prefix=f"{prefix}-{os.getpid()}-"))
     except OSError as error:

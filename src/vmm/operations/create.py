@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from vmm.errors import ConflictError, NotFoundError, UsageError
 from vmm.model import names, sizes
+from vmm.model.clock import now
 from vmm.model.image import Image
 from vmm.model.machine import Machine, MachineSpec, MachineState
 from vmm.model.network import checked_resolver
 from vmm.model.site import Site
-from vmm.operations.clock import now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vmm.errors import EngineError, NetworkError, StateError, VmmError
+from vmm.model.clock import now
 from vmm.model.command_line import command_line
 from vmm.model.engine import BootPlan, Disk
 from vmm.model.lifecycle import Verb, check_legal, is_needed
 from vmm.model.machine import Machine, MachineState, ProcessIdentity
 from vmm.model.site import Site
-from vmm.operations.clock import now
 from vmm.operations.observe import observed
 
 # The engine's own start takes tens of milliseconds (lab notes: 46 ms); this bounds one that hangs.

@@ -1,0 +1,223 @@
+"""Wiring: the only module that names concrete adapters.
+
+Every room is imported when it is first asked for: a listing needs the store alone, and pays for nothing else.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm import config as configuration
+from vmm.config import Config
+from vmm.errors import HostError
+from vmm.model.machine import EngineName, Machine, ProcessIdentity, UnreadableRecord
+from vmm.model.network import Lease, PortForward, Subnet
+from vmm.model.site import Defaults
+
+if TYPE_CHECKING:
+    from vmm.guest.ssh import SshGuest
+    from vmm.images.kernels import KernelLibrary
+    from vmm.images.library import ImageLibrary
+    from vmm.model.engine import Engine
+    from vmm.network.host_network import HostNetwork
+    from vmm.storage.machine_files import MachineDirectories
+    from vmm.storage.store import SqliteStore
+
+
+def load_config(*, data_dir: Path | None = None, config_file: Path | None = None) -> Config:
+    """Read the configuration of this host; flags win over environment, file and built-in values."""
+    return configuration.load(data_dir=data_dir, file=config_file)
+
+
+def require_root(command: str) -> None:
+    """Raise HostError when this process has not the rights that `command` needs from the kernel."""
+    if os.geteuid() != 0:
+        raise HostError(
+            f"vmm {command} needs root.",
+            details=f"It changes links, firewall or disks; this process has user id {os.geteuid()}.",
+            resolution=f"Run it as root: sudo vmm {command} ...",
+        )
+
+
+def open_site(*, data_dir: Path | None = None, config_file: Path | None = None, read_only: bool = False) -> "HostSite":
+    """Return this host's vmm; `read_only` for commands that any user may give."""
+    return HostSite(load_config(data_dir=data_dir, config_file=config_file), read_only=read_only)
+
+
+@dataclass(frozen=True)
+class HostProcesses:
+    """The host's processes, as the operations know them."""
+
+    def is_alive(self, process: ProcessIdentity) -> bool:
+        from vmm.host import process as hands
+
+        return hands.is_alive(process)
+
+    def wait_gone(self, process: ProcessIdentity, *, timeout_s: float) -> bool:
+        from vmm.host import process as hands
+
+        return hands.wait_gone(process, timeout_s=timeout_s)
+
+    def kill(self, process: ProcessIdentity) -> None:
+        from vmm.host import process as hands
+
+        hands.kill(process)
+
+    def find(self, marker: str) -> ProcessIdentity | None:
+        from vmm.host import process as hands
+
+        return hands.find(marker)
+
+    def this_process(self) -> ProcessIdentity:
+        from vmm.host import process as hands
+
+        return hands.this_process()
+
+
+class HostSite:
+    """The `Site` of this host."""
+
+    def __init__(self, config: Config, *, read_only: bool = False) -> None:
+        self.config = config
+        self.read_only = read_only
+
+    @property
+    def subnet(self) -> Subnet:
+        return self.config.subnet
+
+    @property
+    def defaults(self) -> Defaults:
+        return self.config.defaults
+
+    @property
+    def store(self) -> "SqliteStore":
+        from vmm.storage.store import SqliteStore
+
+        paths = self.config.paths
+        return SqliteStore(path=paths.database, locks=paths.locks, read_only=self.read_only)
+
+    @property
+    def processes(self) -> HostProcesses:
+        return HostProcesses()
+
+    @property
+    def network(self) -> "HostNetwork":
+        from vmm.network.host_network import HostNetwork
+
+        config = self.config
+        return HostNetwork(
+            bridge_name=config.bridge_name,
+            subnet=config.subnet,
+            host_interface=config.host_interface,
+            running=self.running_leases,
+        )
+
+    def running_leases(self) -> Sequence[tuple[Lease, Sequence[PortForward]]]:
+        """Return lease and forwards of every machine that has an engine: what the whole firewall is rendered from."""
+        from vmm.model.lifecycle import LIVE
+        from vmm.operations.observe import observed
+
+        machines = [record for record in self.store.machines() if not isinstance(record, UnreadableRecord)]
+        live = [machine for machine in machines if observed(self, machine).state in LIVE]
+        return [(machine.lease, self.store.forwards(machine.name)) for machine in live]
+
+    @property
+    def images(self) -> "ImageLibrary":
+        from vmm.images.library import ImageLibrary
+
+        return ImageLibrary(root=self.config.paths.images, staging=self.config.paths.staging)
+
+    @property
+    def kernels(self) -> "KernelLibrary":
+        from vmm.images.kernels import KernelLibrary
+
+        paths = self.config.paths
+        return KernelLibrary(root=paths.kernels, staging=paths.staging, build_stage1=_build_stage1)
+
+    @property
+    def files(self) -> "MachineDirectories":
+        from vmm.storage.machine_files import MachineDirectories
+
+        return MachineDirectories(
+            paths=self.config.paths,
+            write_initrd=self._write_initrd,
+            make_host_key=_make_host_key,
+            make_seed=_make_seed,
+        )
+
+    @property
+    def guest(self) -> "SshGuest":
+        from vmm.guest.keys import ManagedKey
+        from vmm.guest.ssh import SshGuest
+
+        return SshGuest(paths=self.config.paths, key=ManagedKey(directory=self.config.paths.ssh))
+
+    def engine(self, name: EngineName) -> "Engine":
+        match name:
+            case EngineName.FIRECRACKER:
+                from vmm.engines.firecracker.engine import FirecrackerEngine
+
+                return FirecrackerEngine(binary=self.firecracker)
+            case EngineName.QEMU:
+                from vmm.engines.choice import kvm_report, qemu_program
+                from vmm.engines.qemu.engine import QemuEngine
+
+                return QemuEngine(binary=qemu_program(self.config.qemu), kvm=kvm_report().can_run_guests)
+
+    def pick_engine(self, wish: str) -> EngineName:
+        from vmm.engines.choice import pick, qemu_program
+
+        return pick(wish, firecracker=self.firecracker, qemu=qemu_program(self.config.qemu))
+
+    @property
+    def firecracker(self) -> Path:
+        """Where Firecracker is, or would be put by `setup`."""
+        return Path(self.config.firecracker) if self.config.firecracker else self.config.paths.engines / "firecracker"
+
+    def resolvers(self) -> Sequence[str]:
+        from vmm.network.dns import host_resolvers
+
+        return host_resolvers()
+
+    def _write_initrd(
+        self, out: Path, *, machine: Machine, stage1: Path, host_key: Path, resolvers: Sequence[str], grow: bool
+    ) -> None:
+        from vmm.guest.facts import Facts, write_initrd
+        from vmm.guest.stage1 import build_grow_archive
+
+        tool = stage1.with_name("grow.cpio.gz")
+        if grow and not tool.exists():
+            build_grow_archive(tool)
+        facts = Facts(
+            hostname=machine.name,
+            machine_id=machine.id,
+            address=machine.lease.address,
+            prefix_length=self.subnet.prefix_length,
+            gateway=self.subnet.gateway,
+            resolvers=tuple(resolvers),
+            authorized_keys=(self.guest.key.public_key(), *machine.spec.ssh_keys),
+            host_key=host_key.read_text(encoding="ascii"),
+            host_key_pub=host_key.with_suffix(".pub").read_text(encoding="ascii"),
+            grow=grow,
+        )
+        write_initrd(out, archives=[stage1, *([tool] if grow else [])], facts=facts)
+
+
+def _build_stage1(modules: Sequence[tuple[str, bytes]], out: Path) -> None:
+    from vmm.guest.stage1 import Module, build_stage1
+
+    build_stage1([Module(name=name, content=content) for name, content in modules], out)
+
+
+def _make_host_key(path: Path) -> None:
+    from vmm.guest.keys import make_key
+
+    make_key(path)
+
+
+def _make_seed(machine: Machine, user_data: Path, out: Path) -> None:
+    from vmm.guest.cidata import make_seed
+
+    make_seed(out, hostname=machine.name, instance_id=machine.id, user_data=user_data)

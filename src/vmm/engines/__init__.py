@@ -1,0 +1,1 @@
+"""How a machine runs: firecracker and qemu, twins behind one contract."""

@@ -1,0 +1,1 @@
+"""Firecracker: the engine that vmm is for."""

@@ -1,0 +1,1 @@
+"""qemu's microvm: the engine where hardware virtualization is missing."""

@@ -1,0 +1,136 @@
+"""Machines run by qemu's microvm machine type: the same virtio-mmio devices and serial console as Firecracker's."""
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmm.engines import launch
+from vmm.engines.qemu import qmp
+from vmm.engines.sockets import silent
+from vmm.errors import EngineError
+from vmm.model.engine import BootPlan, Disk, EngineFeatures, EngineStatus
+from vmm.model.machine import EngineName, ProcessIdentity
+
+# qemu's RunState (qapi/run-state.json), as far as one of our guests can be in it.
+_STATUS = {
+    "prelaunch": EngineStatus.STARTING,
+    "running": EngineStatus.RUNNING,
+    "paused": EngineStatus.PAUSED,
+    "shutdown": EngineStatus.RUNNING,
+}
+_DEFAULT_TSC_HZ = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuEngine:
+    """`binary` is the path of qemu-system-ARCH; `kvm` whether it is to use KVM (else TCG)."""
+
+    binary: Path
+    kvm: bool
+
+    @property
+    def name(self) -> EngineName:
+        return EngineName.QEMU
+
+    @property
+    def features(self) -> EngineFeatures:
+        return EngineFeatures(snapshot=False, pause=True, jailer=False, power_off_ends=True)
+
+    def spawn(self, plan: BootPlan) -> ProcessIdentity:
+        if not os.access(self.binary, os.X_OK):
+            raise EngineError(
+                "qemu is not on this host.",
+                details=f"{self.binary} is not a program that can be run.",
+                resolution="Install it: sudo vmm setup --install-packages",
+            )
+        return launch.spawn(arguments(self.binary, plan, kvm=self.kvm), plan)
+
+    def await_running(self, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float) -> None:
+        launch.await_running(
+            plan, process, timeout_s=timeout_s, ask=lambda limit: self.status(plan.socket, timeout_s=limit)
+        )
+
+    def status(self, socket: Path, *, timeout_s: float = 2.0) -> EngineStatus:
+        answer = qmp.execute(socket, "query-status", timeout_s=timeout_s)
+        match answer:
+            case {"status": str(state)} if state in _STATUS:
+                return _STATUS[state]
+            case _:
+                raise silent(socket, f"it reports the state {answer!r}")
+
+    def press_power_button(self, socket: Path) -> bool:
+        """Press the ACPI power button; a guest without anyone listening to it does not notice."""
+        qmp.execute(socket, "system_powerdown", timeout_s=2.0)
+        return True
+
+
+def arguments(binary: Path, plan: BootPlan, *, kvm: bool) -> list[str]:
+    """Return qemu's argument list for a machine."""
+    machine, cpu, extra = _machine(kvm=kvm)
+    argv = [
+        str(binary),
+        "-name", f"vmm-{plan.name}",
+        "-nodefaults", "-no-user-config", "-display", "none",
+        # A guest's reboot ends the process, as it does with Firecracker; so do its power-off and panic.
+        "-no-reboot",
+        *machine,
+        *cpu,
+        "-smp", str(plan.cpus),
+        "-m", str(plan.memory_mib),
+        # stdout is the console log, opened to append by us: qemu opens no file of its own.
+        "-chardev", "stdio,id=console,signal=off,mux=off",
+        "-serial", "chardev:console",
+        "-qmp", f"unix:{_escaped(plan.socket)},server=on,wait=off",
+        "-kernel", str(plan.kernel),
+        "-append", plan.command_line + extra,
+    ]  # fmt: skip
+    if plan.initrd is not None:
+        argv += ["-initrd", str(plan.initrd)]
+    for number, disk in enumerate(plan.disks):
+        argv += _drive(number, disk)
+    return [
+        *argv,
+        "-netdev", f"tap,id=eth0,ifname={plan.tap},script=no,downscript=no,vhost=off",
+        "-device", f"virtio-net-device,netdev=eth0,mac={plan.mac}",
+    ]  # fmt: skip
+
+
+def _machine(*, kvm: bool) -> tuple[list[str], list[str], str]:
+    """Return the machine's and the CPU's arguments, and what the kernel command line needs besides."""
+    accelerator = "kvm" if kvm else "tcg"
+    if platform.machine() == "aarch64":
+        return ["-M", f"virt,accel={accelerator}"], ["-cpu", "host" if kvm else "max"], ""
+    if kvm:
+        return ["-M", "microvm,accel=kvm,pit=on,pic=on,rtc=on"], ["-cpu", "host"], ""
+    # Without a known TSC frequency the kernel hangs in its calibration under TCG; it must be near the host's real
+    # one, or the guest's clock runs fast or slow.
+    hertz = tsc_hz(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    return (
+        ["-M", "microvm,pit=on,pic=on,rtc=on", "-accel", "tcg,thread=multi,tb-size=256"],
+        ["-cpu", f"max,tsc-frequency={hertz}"],
+        f" tsc_early_khz={hertz // 1000}",
+    )
+
+
+def tsc_hz(cpuinfo: str) -> int:
+    """Return the TSC's frequency in Hz: the one in the model's name (its nominal one), else the current clock."""
+    for pattern, scale in ((r"model name.*@ ([0-9.]+)GHz", 1_000_000_000), (r"cpu MHz\s*: ([0-9.]+)", 1_000_000)):
+        match = re.search(pattern, cpuinfo)
+        if match:
+            return int(float(match[1]) * scale)
+    return _DEFAULT_TSC_HZ
+
+
+def _drive(number: int, disk: Disk) -> list[str]:
+    # writeback: what a guest flushed has reached the host's disk, what it did not may be lost with the host.
+    # discard=unmap: what a guest deletes and trims becomes a hole again.
+    read_only = "on" if disk.read_only else "off"
+    options = f"if=none,id=disk{number},format=raw,cache=writeback,discard=unmap,read-only={read_only}"
+    return ["-drive", f"file={_escaped(disk.path)},{options}", "-device", f"virtio-blk-device,drive=disk{number}"]
+
+
+def _escaped(path: Path) -> str:
+    """Return the path as a value in one of qemu's option lists, where a comma is written twice."""
+    return str(path).replace(",", ",,")

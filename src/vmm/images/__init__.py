@@ -1,0 +1,1 @@
+"""How an image or a kernel gets on disk: libraries, sources and disk formats."""

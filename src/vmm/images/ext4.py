@@ -1,0 +1,69 @@
+"""What an ext4 superblock says, read as plain bytes: nothing here mounts anything."""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmm.errors import ImageError
+
+# Offsets of struct ext4_super_block (the kernel's Documentation/filesystems/ext4/super.rst); it lies at byte 1024.
+_AT = 1024
+_LENGTH = 1024
+_MAGIC = 0xEF53
+_INCOMPAT_64BIT = 0x80
+_INCOMPAT_EXTENTS = 0x40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Superblock:
+    """Sizes in bytes."""
+
+    size: int
+    block_size: int
+
+
+def read_superblock(path: Path) -> Superblock:
+    """Return what the file system's superblock says.
+
+    Raises:
+        ImageError: the file is no ext4 file system, or shorter than the file system in it.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_AT + _LENGTH)
+        length = path.stat().st_size
+    except OSError as error:
+        raise ImageError(
+            f"The image {path} cannot be read.", details=str(error), resolution="Check the path, then try again."
+        ) from error
+    if not is_ext4(head):
+        raise ImageError(
+            f"{path} is not an ext4 file system.",
+            details=f"It has no ext4 superblock; it begins with {head[:8].hex(' ') or 'nothing'}.",
+            resolution="Give an ext4 image without a partition table, a directory, or a tar of a root file system.",
+        )
+    return _checked(path, head[_AT:], length)
+
+
+def is_ext4(head: bytes) -> bool:
+    """Whether the first 2 KiB of a file hold an ext4 superblock."""
+    if len(head) < _AT + _LENGTH:
+        return False
+    magic = struct.unpack_from("<H", head, _AT + 0x38)[0]
+    incompatible = struct.unpack_from("<I", head, _AT + 0x60)[0]
+    return magic == _MAGIC and bool(incompatible & _INCOMPAT_EXTENTS)
+
+
+def _checked(path: Path, block: bytes, length: int) -> Superblock:
+    low, log = struct.unpack_from("<I", block, 0x4)[0], struct.unpack_from("<I", block, 0x18)[0]
+    incompatible = struct.unpack_from("<I", block, 0x60)[0]
+    high = struct.unpack_from("<I", block, 0x150)[0] if incompatible & _INCOMPAT_64BIT else 0
+    # The format allows blocks of 1 KiB to 64 KiB.
+    size = ((high << 32 | low) << (10 + log)) if log <= 6 else 0
+    if size == 0 or size > length:
+        raise ImageError(
+            f"The image {path} is damaged or cut off.",
+            details=f"Its superblock promises {size} bytes; the file has {length}.",
+            resolution="Fetch or copy it again.",
+        )
+    return Superblock(size=size, block_size=1024 << log)

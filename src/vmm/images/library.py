@@ -1,0 +1,113 @@
+"""The image library: root file systems built from the distribution's packages, or imported."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmm.errors import ImageError, NotFoundError
+from vmm.images import rootfs, sources
+from vmm.images.ext4 import read_superblock
+from vmm.images.shelf import Shelf, sha256_of, text_of
+from vmm.model.clock import now
+from vmm.model.image import Image
+from vmm.model.names import valid_name
+from vmm.model.progress import Progress
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLibrary:
+    """Images below `root`, one directory each: `rootfs.ext4`, `image.json`."""
+
+    root: Path
+    staging: Path
+
+    @property
+    def _shelf(self) -> Shelf:
+        return Shelf(root=self.root, staging=self.staging, what="image", description="image.json")
+
+    def all(self) -> Sequence[Image]:
+        """Return every image that can be read, by name."""
+        found: list[Image] = []
+        for name in self._shelf.names():
+            try:
+                found.append(self.get(name))
+            except (ImageError, NotFoundError):
+                continue
+        return found
+
+    def damaged(self) -> Sequence[str]:
+        """Return the names of those that cannot be read."""
+        good = {image.name for image in self.all()}
+        return [name for name in self._shelf.names() if name not in good]
+
+    def get(self, name: str) -> Image:
+        """Return an image. Raises NotFoundError, or ImageError when its files are damaged."""
+        facts = self._shelf.read(name)
+        path = self._shelf.directory(name) / "rootfs.ext4"
+        try:
+            image = Image(
+                name=name,
+                path=path,
+                size_mib=_whole(facts["size_mib"]),
+                sha256=text_of(facts, "sha256"),
+                source=text_of(facts, "source"),
+                created_at=text_of(facts, "created_at"),
+            )
+            length = path.stat().st_size
+        except (KeyError, TypeError, OSError) as error:
+            raise self._shelf.damaged(name, repr(error)) from error
+        if length != image.size_mib * MIB:
+            raise self._shelf.damaged(name, f"{path} has {length} bytes, not {image.size_mib} MiB")
+        return image
+
+    def delete(self, name: str) -> None:
+        self._shelf.delete(valid_name(name, what="image"))
+
+    def pull(self, name: str | None, *, force: bool, progress: Progress) -> Image:
+        """Build an image from packages: `default` (this host's own distribution), `debian-12`, `ubuntu-24.04`."""
+        chosen = valid_name(name or rootfs.DEFAULT, what="image")
+        recipe = rootfs.recipe_for(chosen)
+
+        def build(out: Path) -> None:
+            rootfs.build(recipe, out, progress=progress)
+
+        return self._add(chosen, build, source=recipe.source, force=force, progress=progress)
+
+    def import_path(self, path: Path, name: str, *, size_mib: int | None, force: bool, progress: Progress) -> Image:
+        """Import an ext4 file, a directory or a tar; `size_mib` for the latter two, else what they need."""
+        valid_name(name, what="image")
+        kind = sources.kind_of(path)
+
+        def build(out: Path) -> None:
+            sources.convert(path, kind, out, size_mib=size_mib, progress=progress)
+
+        return self._add(name, build, source=f"{kind} {path.name}", force=force, progress=progress)
+
+    def _add(self, name: str, build: Callable[[Path], None], *, source: str, force: bool, progress: Progress) -> Image:
+        with self._shelf.adding(name, force=force) as new:
+            path = new / "rootfs.ext4"
+            build(path)
+            with progress.step("Checking and storing"):
+                # A disk is a whole number of MiB; what is beyond the file system is never looked at.
+                size_mib = -(-max(read_superblock(path).size, path.stat().st_size) // MIB)
+                _settle(path, size_mib * MIB)
+                facts = {"size_mib": size_mib, "sha256": sha256_of(path), "source": source, "created_at": now()}
+                self._shelf.describe(new, facts)
+        return self.get(name)
+
+
+def _settle(path: Path, size: int) -> None:
+    """Give the image its size and flush it: a reflink of a dirty file would wait for that at every create."""
+    path.chmod(0o644)
+    with path.open("r+b") as stream:
+        stream.truncate(size)
+        os.fsync(stream.fileno())
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value

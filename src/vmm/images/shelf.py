@@ -1,0 +1,116 @@
+"""How a library keeps its items: one directory a name, whole or not there."""
+
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from vmm.errors import ConflictError, ImageError, NotFoundError
+from vmm.host import files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shelf:
+    """Items of one kind (`what`: image or kernel) below `root`; each has a description file beside its content."""
+
+    root: Path
+    staging: Path
+    what: str
+    description: str
+
+    def names(self) -> list[str]:
+        if not self.root.is_dir():
+            return []
+        return sorted(entry.name for entry in self.root.iterdir() if not entry.name.startswith("."))
+
+    def read(self, name: str) -> dict[str, object]:
+        """Return an item's description.
+
+        Raises:
+            NotFoundError: there is no such item.
+            ImageError: its description cannot be read.
+        """
+        path = self.directory(name) / self.description
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")  # noqa: TRY004  # one of the ways of not being JSON of ours
+            return cast("dict[str, object]", found)
+        except FileNotFoundError as error:
+            if self.directory(name).exists():
+                raise self.damaged(name, str(error)) from error
+            raise self._unknown(name) from error
+        except (OSError, ValueError) as error:
+            raise self.damaged(name, str(error)) from error
+
+    def directory(self, name: str) -> Path:
+        return files.confined(self.root, name)
+
+    def damaged(self, name: str, details: str) -> ImageError:
+        return ImageError(
+            f"The {self.what} {name!r} is damaged.",
+            details=f"{self.directory(name) / self.description}: {details}",
+            resolution=f"Delete it and get it again: vmm {self.what} delete {name}; vmm {self.what} pull",
+        )
+
+    def delete(self, name: str) -> None:
+        """Remove an item: first out of sight, then from disk."""
+        directory = self.directory(name)
+        if not directory.exists():
+            raise self._unknown(name)
+        with files.staging_dir(self.staging, prefix="deleted") as away:
+            directory.rename(away / name)
+
+    def refuse_existing(self, name: str, *, force: bool) -> None:
+        if self.directory(name).exists() and not force:
+            raise ConflictError(
+                f"There is {'an' if self.what == 'image' else 'a'} {self.what} {name!r} already.",
+                details=str(self.directory(name)),
+                resolution="Choose another --name, or replace it with --force.",
+            )
+
+    @contextmanager
+    def adding(self, name: str, *, force: bool) -> Generator[Path]:
+        """Give a directory to fill; when the block ends well it becomes the item, in one rename.
+
+        With `force` the item that stands there goes out of the way first; machines that run keep their open files.
+        """
+        self.refuse_existing(name, force=force)
+        files.make_dir(self.root)
+        with files.staging_dir(self.staging, prefix=self.what) as work:
+            new = files.make_dir(work / "new")
+            yield new
+            self.refuse_existing(name, force=force)
+            directory = self.directory(name)
+            if directory.exists():
+                directory.rename(work / "old")
+            new.rename(directory)
+
+    def describe(self, directory: Path, facts: Mapping[str, object]) -> None:
+        files.write_atomic(directory / self.description, json.dumps(facts, indent=2) + "\n")
+
+    def _unknown(self, name: str) -> NotFoundError:
+        known = ", ".join(self.names()) or "none"
+        return NotFoundError(
+            f"There is no {self.what} {name!r}.",
+            details=f"Known: {known}.",
+            resolution=f"sudo vmm {self.what} pull" if name == "default" else f"See: vmm {self.what} list",
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    import hashlib
+
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def text_of(facts: Mapping[str, object], key: str) -> str:
+    """Return a text from a description; KeyError or TypeError when it has none."""
+    value = facts[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is {value!r}")
+    return value

@@ -1,0 +1,42 @@
+"""Whether a host is ready, and what was done to make it so."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class CheckStatus(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    FAILURE = "failure"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that `doctor` looked at; `fix` is the command that mends it, empty where nothing is to be done."""
+
+    name: str
+    status: CheckStatus
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupRequest:
+    """What `setup` is to do. `firecracker` is a binary (or release archive) given by path, with its SHA-256."""
+
+    install_packages: bool = False
+    firecracker: Path | None = None
+    firecracker_sha256: str | None = None
+    skip_kernel: bool = False
+    skip_image: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupStep:
+    """What one step of `setup` came to: `outcome` is done, present or skipped."""
+
+    name: str
+    outcome: str
+    detail: str

@@ -1,0 +1,1 @@
+"""One bridge, one tap a machine, one nftables table a family."""

@@ -1,0 +1,186 @@
+"""The firewall: one nftables table `vmm` a family, rendered whole in one transaction, changed by elements only.
+
+The cost of a start or stop so does not grow with the number of machines. What the rules promise:
+
+- machines reach the world, masqueraded, and nothing reaches them but answers and forwards;
+- a machine reaches no other machine: its bridge port is isolated, and what goes round over the gateway is dropped;
+- a machine reaches no port of the host (it may ping it), and no cloud metadata (169.254.0.0/16);
+- a machine sends with its own MAC and address, and nothing but IPv4 and ARP;
+- a forward takes only what is addressed to the host itself: forwarding port 443 leaves the machines' own HTTPS alone.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vmm.errors import HostError, NetworkError
+from vmm.host import process
+from vmm.model.network import Lease, PortForward, Subnet
+
+_ANY = "0.0.0.0"  # noqa: S104  # how forwards write "every address of the host"
+_COMMENT = "vmm"
+
+_TABLES = """
+add table ip vmm
+delete table ip vmm
+add table bridge vmm
+delete table bridge vmm
+table ip vmm {{
+  map ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+  map ports_at {{ type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; }}
+  chain forwards {{
+    meta l4proto {{ tcp, udp }} fib daddr type local dnat ip to meta l4proto . ip daddr . th dport map @ports_at
+    meta l4proto {{ tcp, udp }} fib daddr type local dnat ip to meta l4proto . th dport map @ports
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    iifname != "{bridge}" jump forwards
+  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    jump forwards
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {subnet} oifname {out} masquerade
+    ip saddr 127.0.0.0/8 oifname "{bridge}" masquerade
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname "{bridge}" oifname "{bridge}" drop
+    iifname "{bridge}" ip daddr 169.254.0.0/16 drop
+    iifname "{bridge}" accept
+    oifname "{bridge}" ct state established,related accept
+    oifname "{bridge}" ct status dnat accept
+    oifname "{bridge}" drop
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname "{bridge}" ct state established,related accept
+    iifname "{bridge}" icmp type echo-request accept
+    iifname "{bridge}" drop
+  }}
+}}
+table bridge vmm {{
+  set senders {{ type ifname . ether_addr . ipv4_addr; }}
+  chain prerouting {{
+    type filter hook prerouting priority -300; policy accept;
+    iifname != "vmm-*" accept
+    ether type ip iifname . ether saddr . ip saddr @senders accept
+    iifname . ether saddr . arp saddr ip @senders iifname . arp saddr ether . arp saddr ip @senders accept
+    drop
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Firewall:
+    """The rules for one bridge and subnet; `host_interface` limits the way out to one interface."""
+
+    bridge: str
+    subnet: Subnet
+    host_interface: str | None = None
+
+    def replace(self, attached: Iterable[tuple[Lease, Sequence[PortForward]]]) -> None:
+        """Replace the tables by what these machines need, in one transaction."""
+        out = f'"{self.host_interface}"' if self.host_interface else f'!= "{self.bridge}"'
+        tables = _TABLES.format(bridge=self.bridge, subnet=self.subnet.cidr, out=out)
+        elements = [line for lease, forwards in attached for line in _elements("add", lease, forwards)]
+        _nft(tables + "\n".join(elements) + "\n")
+
+    def admit(self, lease: Lease, forwards: Sequence[PortForward]) -> bool:
+        """Add one machine's elements; False when the tables are not there, or hold something else of that name."""
+        return _nft_worked("\n".join(_elements("add", lease, forwards)))
+
+    def dismiss(self, lease: Lease, forwards: Sequence[PortForward]) -> bool:
+        """Remove one machine's elements; False when the tables are not there.
+
+        nft refuses to delete what is not there; added in the same transaction it always is.
+        """
+        lines = (*_elements("add", lease, forwards), *_elements("delete", lease, forwards))
+        return _nft_worked("\n".join(lines))
+
+    def open(self, lease: Lease, forward: PortForward) -> bool:
+        return _nft_worked(_forward("add", lease, forward))
+
+    def close(self, lease: Lease, forward: PortForward) -> bool:
+        return _nft_worked(f"{_forward('add', lease, forward)}\n{_forward('delete', lease, forward)}")
+
+    def remove(self) -> None:
+        """Remove the tables, and what was put into others' chains."""
+        _nft("add table ip vmm\ndelete table ip vmm\nadd table bridge vmm\ndelete table bridge vmm\n")
+        for chain, rule in _iptables_rules():
+            process.run(["iptables", "-w", "-D", chain, *rule], check=False)
+
+    def accept_where_others_drop(self) -> None:
+        """Let the machines' traffic pass where Docker, ufw or someone else made iptables' FORWARD policy drop.
+
+        An accept in a table of ours cannot overrule another table's drop; so a rule of ours, marked by its comment,
+        goes into their chain: into DOCKER-USER, which Docker keeps for this, or at the top of FORWARD.
+        """
+        listing = _iptables_listing()
+        chain = "DOCKER-USER" if "-N DOCKER-USER" in listing else "FORWARD"
+        if chain == "FORWARD" and "-P FORWARD DROP" not in listing:
+            return
+        present = {tuple(rule) for where, rule in _iptables_rules(listing) if where == chain}
+        for rule in (
+            ["-o", self.bridge, "-m", "conntrack", "--ctstate", "DNAT,RELATED,ESTABLISHED"],
+            ["-i", self.bridge],
+        ):
+            marked = [*rule, "-m", "comment", "--comment", _COMMENT, "-j", "ACCEPT"]
+            if not any(set(rule) <= set(known) for known in present):
+                process.run(["iptables", "-w", "-I", chain, *marked])
+
+
+def _elements(verb: str, lease: Lease, forwards: Sequence[PortForward]) -> list[str]:
+    sender = f"{verb} element bridge vmm senders {{ {lease.tap} . {lease.mac} . {lease.address} }}"
+    return [sender, *(_forward(verb, lease, forward) for forward in forwards)]
+
+
+def _forward(verb: str, lease: Lease, forward: PortForward) -> str:
+    target = f"{lease.address} . {forward.guest_port}"
+    if forward.host_address == _ANY:
+        return f"{verb} element ip vmm ports {{ {forward.protocol} . {forward.host_port} : {target} }}"
+    key = f"{forward.protocol} . {forward.host_address} . {forward.host_port}"
+    return f"{verb} element ip vmm ports_at {{ {key} : {target} }}"
+
+
+def _nft_worked(commands: str) -> bool:
+    return _run(commands, check=False) == 0
+
+
+def _nft(commands: str) -> None:
+    _run(commands, check=True)
+
+
+def _run(commands: str, *, check: bool) -> int:
+    try:
+        done = process.run(["nft", "-f", "-"], stdin=commands + "\n", timeout_s=30, check=False)
+    except HostError as error:
+        raise NetworkError(error.brief, details=error.details, resolution="sudo apt-get install nftables") from error
+    if check and done.code != 0:
+        raise NetworkError(
+            "The firewall cannot be set.",
+            details=done.words,
+            resolution="Check that this kernel has nftables, with its bridge family: vmm doctor",
+        )
+    return done.code
+
+
+def _iptables_listing() -> str:
+    """Return the filter table as iptables -S writes it; empty where there is no iptables."""
+    try:
+        return process.run(["iptables", "-w", "-S"], check=False).stdout
+    except HostError:
+        return ""
+
+
+def _iptables_rules(listing: str | None = None) -> list[tuple[str, list[str]]]:
+    """Return (chain, rule) of the rules that carry our comment."""
+    found: list[tuple[str, list[str]]] = []
+    for line in (_iptables_listing() if listing is None else listing).splitlines():
+        match = re.fullmatch(rf"-A (\S+) (.*--comment \"?{_COMMENT}\"? .*)", line)
+        if match:
+            found.append((match[1], match[2].replace('"', "").split()))
+    return found

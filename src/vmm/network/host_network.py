@@ -1,0 +1,81 @@
+"""The machines' network on this host: bridge, taps and firewall as one."""
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vmm.errors import NetworkError
+from vmm.model.network import Lease, PortForward, Protocol, Subnet
+from vmm.network import links
+from vmm.network.firewall import Firewall
+
+Attached = Sequence[tuple[Lease, Sequence[PortForward]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostNetwork:
+    """`running` returns what every running machine holds; it is asked only when the whole firewall must be rendered."""
+
+    bridge_name: str
+    subnet: Subnet
+    host_interface: str | None
+    running: Callable[[], Attached]
+
+    @property
+    def _firewall(self) -> Firewall:
+        return Firewall(bridge=self.bridge_name, subnet=self.subnet, host_interface=self.host_interface)
+
+    def attach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
+        self._mend_bridge()
+        # Rules first: a tap never stands on the bridge without what keeps its machine honest.
+        if not self._firewall.admit(lease, forwards):
+            self.reconcile([*self.running(), (lease, forwards)])
+        links.make_tap(lease.tap, self.bridge_name)
+
+    def detach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
+        links.remove_link(lease.tap)
+        # Without our tables there is nothing to remove.
+        self._firewall.dismiss(lease, forwards)
+
+    def open_forward(self, lease: Lease, forward: PortForward) -> None:
+        if not self._firewall.open(lease, forward):
+            self.reconcile(self.running())
+
+    def close_forward(self, lease: Lease, forward: PortForward) -> None:
+        self._firewall.close(lease, forward)
+
+    def reconcile(self, attached: Attached) -> None:
+        self._mend_bridge()
+        # A machine that is both running and about to be attached would stand in it twice.
+        self._firewall.replace({lease.address: (lease, forwards) for lease, forwards in attached}.values())
+        self._firewall.accept_where_others_drop()
+
+    def port_is_bound(self, forward: PortForward) -> bool:
+        kind = socket.SOCK_STREAM if forward.protocol is Protocol.TCP else socket.SOCK_DGRAM
+        with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as probe:
+            if forward.protocol is Protocol.TCP:
+                # A port whose last connection is in TIME_WAIT is free; a listener still makes this fail.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((forward.host_address, forward.host_port))
+            except OSError as error:
+                if error.errno == 99:  # EADDRNOTAVAIL
+                    raise NetworkError(
+                        f"{forward.host_address} is not an address of this host.",
+                        details=str(error),
+                        resolution="Give one that is (ip address), or leave it out for all of them.",
+                    ) from error
+                return error.errno == 98  # EADDRINUSE
+        return False
+
+    def remove_all(self) -> None:
+        """Take everything that is vmm's off this host's network: taps, bridge, tables, and rules in others' chains."""
+        for tap in links.taps():
+            links.remove_link(tap)
+        links.remove_link(self.bridge_name)
+        self._firewall.remove()
+
+    def _mend_bridge(self) -> None:
+        if not links.bridge_is_whole(self.bridge_name, self.subnet):
+            links.mend_bridge(self.bridge_name, self.subnet)
+            self._firewall.accept_where_others_drop()
