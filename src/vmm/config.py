@@ -129,11 +129,41 @@ def load(*, data_dir: Path | None = None, file: Path | None = None) -> Config:
     """
     environment = os.environ
     chosen = data_dir or _path(environment.get("VMM_DATA_DIR")) or DATA_DIR
-    path = file or _path(environment.get("VMM_CONFIG")) or Paths(data_dir=chosen).config
+    path = file or file_of(data_dir=data_dir)
     values = _flatten(_read(path, must_exist=bool(file or environment.get("VMM_CONFIG"))), path)
     if data_dir is None and "VMM_DATA_DIR" not in environment and "data_dir" in values:
         chosen = Path(str(values["data_dir"]))
     return _checked(Paths(data_dir=chosen.absolute()), path, values)
+
+
+def file_of(*, data_dir: Path | None = None) -> Path:
+    """Return the path of the configuration file that `load` would read."""
+    environment = os.environ
+    chosen = data_dir or _path(environment.get("VMM_DATA_DIR")) or DATA_DIR
+    return _path(environment.get("VMM_CONFIG")) or Paths(data_dir=chosen).config
+
+
+def values_of(config: Config) -> dict[str, object]:
+    """Return the configuration in force, under the keys of its file."""
+    defaults = config.defaults
+    return {
+        "data_dir": str(config.paths.data_dir),
+        "bridge_name": config.bridge_name,
+        "subnet": config.subnet.cidr,
+        "gateway": config.subnet.gateway,
+        "host_interface": config.host_interface or "",
+        "firecracker": config.firecracker,
+        "firecracker_url": config.firecracker_url,
+        "qemu": config.qemu,
+        "vm_defaults.cpus": defaults.cpus,
+        "vm_defaults.memory_mb": defaults.memory_mib,
+        "vm_defaults.disk_size_mb": defaults.disk_mib,
+        "vm_defaults.image": defaults.image,
+        "vm_defaults.kernel": defaults.kernel,
+        "vm_defaults.ssh_key_path": defaults.ssh_key_path or "",
+        "vm_defaults.dns_servers": list(defaults.dns),
+        "vm_defaults.engine": defaults.engine,
+    }
 
 
 def _path(text: str | None) -> Path | None:

@@ -46,6 +46,11 @@ _KEYRINGS = {
 }
 
 
+def recipe_names() -> tuple[str, ...]:
+    """Return the names that `image pull` takes."""
+    return (DEFAULT, *_RECIPES)
+
+
 def recipe_for(name: str) -> Recipe:
     """Return the recipe of an image's name; `default` is this host's own distribution.
 

@@ -124,3 +124,16 @@ def _refuse_clash(name: str, network: IPv4Network) -> None:
                 details=f"The route to {other} goes over {fields[0]}.",
                 resolution="Choose a free one: sudo vmm config set subnet 10.77.0.0/16 gateway 10.77.0.1",
             )
+
+
+def host_forwards() -> bool:
+    """Whether the host forwards IPv4."""
+    try:
+        return (_SYSCTL / "ip_forward").read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        return False
+
+
+def is_root() -> bool:
+    """Whether this process may change links and rules, as far as its user tells."""
+    return os.geteuid() == 0

@@ -1,0 +1,85 @@
+"""`vmm config`: the file is changed as a whole, and only by what can be read back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmm import config as configuration
+from vmm.config import KEYS, Config
+from vmm.errors import ConfigError, UsageError
+from vmm.host import files
+
+_HEAD = "# The configuration of vmm on this host. Keys: vmm config show; change one: vmm config set KEY VALUE\n"
+
+
+def initialise(config: Config) -> bool:
+    """Make the data directory and a configuration file; False when the file was there. What is there stays."""
+    paths = config.paths
+    for directory in (paths.data_dir, paths.config.parent, paths.machines, paths.kernels, paths.images, paths.logs):
+        files.make_dir(directory)
+    for directory in (paths.sockets, paths.ssh, paths.staging):
+        files.make_dir(directory, mode=0o700)
+    files.make_dir(paths.state)
+    if paths.config.exists():
+        return False
+    files.write_atomic(paths.config, _HEAD)
+    return True
+
+
+def set_config(changes: Mapping[str, str], *, data_dir: Path | None, config_file: Path | None) -> Path:
+    """Set keys, keeping the file's comments and order; return the file's path.
+
+    Raises:
+        UsageError: there is no such key, or the value is of the wrong kind.
+        ConfigError: the file cannot be read, or would not be right with the change; it is then left as it was.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    path = _file(data_dir, config_file)
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    except (TOMLKitError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(
+            f"The configuration file {path} cannot be read.",
+            details=str(error),
+            resolution="Mend it with an editor, or move it away and run: vmm config init",
+        ) from error
+    for key, text in changes.items():
+        value = _value(key, text)
+        table, _, name = key.rpartition(".")
+        target = document.setdefault(table, tomlkit.table()) if table else document
+        target[name] = value
+    files.make_dir(path.parent)
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        files.write_atomic(draft, tomlkit.dumps(document))
+        configuration.load(data_dir=data_dir, file=draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def _file(data_dir: Path | None, config_file: Path | None) -> Path:
+    if config_file is not None:
+        return config_file
+    try:
+        return configuration.load(data_dir=data_dir).file
+    except ConfigError:
+        # A value in it may be wrong, which is what `set` is there to mend.
+        return configuration.file_of(data_dir=data_dir)
+
+
+def _value(key: str, text: str) -> object:
+    kind = KEYS.get(key)
+    if kind is None:
+        raise UsageError(
+            f"There is no key {key!r}.", details=f"Keys: {', '.join(KEYS)}.", resolution="See them: vmm config show"
+        )
+    if kind is int:
+        from vmm.model.sizes import parse_mib
+
+        return parse_mib(text)
+    if kind is list:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text

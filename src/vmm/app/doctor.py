@@ -1,0 +1,239 @@
+"""`vmm doctor`: what is right and wrong with this host, each with the command that mends it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from vmm.app import HostSite
+from vmm.engines.choice import KvmReport, kvm_report, qemu_program
+from vmm.engines.firecracker import releases
+from vmm.errors import NotFoundError, VmmError
+from vmm.host import packages, probes, systemd
+from vmm.model.readiness import Check, CheckStatus
+from vmm.model.sizes import human_bytes
+from vmm.network import links
+
+_LOW_BYTES = 5 * 1024**3
+_LEAST_BYTES = 1024**3
+
+
+def examine(site: HostSite) -> tuple[Check, ...]:
+    """Return every check of this host. One that cannot be made says so; it never keeps the others from being made."""
+    report = kvm_report()
+    checks: tuple[Callable[[], Check], ...] = (
+        lambda: _kvm(report),
+        lambda: _engine(site),
+        lambda: _firecracker(site),
+        lambda: _jailer(site),
+        lambda: _qemu(site, report),
+        _programs,
+        _tun,
+        _nftables,
+        _forwarding,
+        _forward_policy,
+        lambda: _bridge(site),
+        lambda: _room(site),
+        lambda: _file_system(site),
+        lambda: _database(site),
+        lambda: _kernel(site),
+        lambda: _image(site),
+        _clock,
+        _systemd,
+    )
+    return tuple(_safely(check) for check in checks)
+
+
+def engine_versions(site: HostSite) -> dict[str, str | None]:
+    """Return the version of each engine's program, None for one that is not there."""
+    found: dict[str, str | None] = {"firecracker": None, "qemu": None}
+    if site.firecracker.is_file():
+        found["firecracker"] = releases.version_of(site.firecracker)
+    qemu = qemu_program(site.config.qemu)
+    if qemu.is_file():
+        from vmm.host import process
+
+        words = process.run([str(qemu), "--version"], check=False).stdout
+        found["qemu"] = ".".join(map(str, releases.parse(words)))
+    return found
+
+
+def _safely(check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except VmmError as error:
+        return _bad("check", f"{error.brief} {error.details}", error.resolution)
+
+
+def _kvm(report: KvmReport) -> Check:
+    if report.can_run_guests:
+        return _ok("kvm", report.why)
+    if not report.device_opens and Path("/dev/kvm").exists():
+        return _warn("kvm", report.why, "sudo usermod -aG kvm $USER (then log in again), or run vmm as root")
+    fix = "enable virtualization in the firmware, or nested virtualization in the host's own hypervisor"
+    return _warn("kvm", f"{report.why}; machines run on qemu, without acceleration", fix)
+
+
+def _engine(site: HostSite) -> Check:
+    name = site.pick_engine("auto")
+    return _ok("engine", f"auto chooses {name}: {kvm_report().why}")
+
+
+def _firecracker(site: HostSite) -> Check:
+    if not site.firecracker.is_file():
+        return _warn("firecracker", f"{site.firecracker} is not there", "sudo vmm setup")
+    version = releases.version_of(site.firecracker)
+    if releases.parse(version) < releases.parse(releases.FLOOR):
+        detail = f"{version}: fit for a lab; real use wants {releases.FLOOR} or newer"
+        return _warn("firecracker", detail, "sudo vmm setup --force (with the releases in reach)")
+    return _ok("firecracker", f"{version} ({site.firecracker})")
+
+
+def _jailer(site: HostSite) -> Check:
+    jailer = site.firecracker.with_name("jailer")
+    if not jailer.is_file():
+        return _warn("jailer", f"{jailer} is not there; machines run unjailed", "sudo vmm setup --force")
+    version = releases.version_of(jailer)
+    holes = [hole for hole in releases.known_holes(version) if hole.where == "jailer"]
+    if holes:
+        named = "; ".join(f"{hole.name}: {hole.what}" for hole in holes)
+        return _warn("jailer", f"{version} has a known hole ({named})", "sudo vmm setup --force")
+    return _ok("jailer", version)
+
+
+def _qemu(site: HostSite, report: KvmReport) -> Check:
+    binary = qemu_program(site.config.qemu)
+    if not binary.is_file():
+        if report.can_run_guests:
+            return _ok("qemu", "not there, and not needed: Firecracker runs here")
+        detail = f"{binary} is not there, and Firecracker cannot run guests here"
+        return _bad("qemu", detail, "sudo vmm setup --install-packages")
+    return _ok("qemu", f"{engine_versions(site)['qemu']} ({binary}), {'KVM' if report.can_run_guests else 'TCG'}")
+
+
+def _programs() -> Check:
+    missing = packages.missing()
+    if missing:
+        named = ", ".join(f"{program} ({package})" for program, package in missing.items())
+        return _bad("programs", f"missing: {named}", "sudo vmm setup --install-packages")
+    return _ok("programs", "all that vmm needs is there")
+
+
+def _tun() -> Check:
+    path = Path("/dev/net/tun")
+    if not path.exists():
+        return _bad("tun", f"{path} does not exist", "sudo modprobe tun")
+    return _ok("tun", str(path))
+
+
+def _nftables() -> Check:
+    if not links.is_root():
+        return _warn("nftables", "only root can ask the kernel", "sudo vmm doctor")
+    works, words = probes.nftables_works()
+    if not works:
+        return _bad(
+            "nftables", words, "sudo modprobe nf_tables; sudo modprobe nf_tables_bridge; a kernel that has them"
+        )
+    return _ok("nftables", "the ip and bridge families work")
+
+
+def _forwarding() -> Check:
+    if links.host_forwards():
+        return _ok("ip forwarding", "on")
+    return _warn("ip forwarding", "off; the first start turns it on", "sudo sysctl -w net.ipv4.ip_forward=1")
+
+
+def _forward_policy() -> Check:
+    if not links.is_root():
+        return _warn("forward policy", "only root can see it", "sudo vmm doctor")
+    owner = probes.forward_policy_drops()
+    if owner == "firewalld":
+        fix = "sudo firewall-cmd --permanent --zone=trusted --add-interface=vmm-br0; sudo firewall-cmd --reload"
+        return _warn("forward policy", "firewalld decides what is forwarded", fix)
+    if owner:
+        return _ok("forward policy", f"{owner} drops by default; vmm's own rule lets its machines through")
+    return _ok("forward policy", "nothing else drops what machines send")
+
+
+def _bridge(site: HostSite) -> Check:
+    name = site.config.bridge_name
+    if links.bridge_is_whole(name, site.subnet):
+        return _ok("bridge", f"{name}, {site.subnet.gateway} in {site.subnet.cidr}")
+    return _warn("bridge", f"{name} is not up with {site.subnet.gateway}; the next start mends it", "sudo vmm setup")
+
+
+def _room(site: HostSite) -> Check:
+    path = site.config.paths.data_dir
+    free = probes.free_bytes(path)
+    if free < _LEAST_BYTES:
+        return _bad(
+            "disk", f"{human_bytes(free)} free under {path}", "make room: vmm delete NAME, vmm image delete NAME"
+        )
+    if free < _LOW_BYTES:
+        return _warn("disk", f"{human_bytes(free)} free under {path}", "make room: df -h; vmm list; vmm image list")
+    return _ok("disk", f"{human_bytes(free)} free under {path}")
+
+
+def _file_system(site: HostSite) -> Check:
+    path = site.config.paths.data_dir
+    network = probes.network_file_system(path)
+    if network:
+        return _bad(
+            "file system", f"{path} lies on {network}, where locks cannot be trusted", "choose another --data-dir"
+        )
+    match probes.reflinks(path):
+        case True:
+            return _ok("file system", "shares blocks: a machine's disk costs nothing until it is written")
+        case False:
+            return _ok("file system", "cannot share blocks: a machine's disk is a sparse copy (XFS and btrfs can)")
+        case None:
+            return _warn("file system", f"{path} cannot be written by this user", "sudo vmm doctor")
+
+
+def _database(site: HostSite) -> Check:
+    count = len(site.store.machines())
+    return _ok("database", f"{count} machine(s) known, {site.config.paths.database}")
+
+
+def _kernel(site: HostSite) -> Check:
+    try:
+        kernel = site.kernels.get(site.defaults.kernel)
+    except NotFoundError as error:
+        return _warn("kernel", error.brief, "sudo vmm kernel pull")
+    return _ok("kernel", f"{kernel.name}: {kernel.version}")
+
+
+def _image(site: HostSite) -> Check:
+    try:
+        image = site.images.get(site.defaults.image)
+    except NotFoundError as error:
+        return _warn("image", error.brief, "sudo vmm image pull")
+    return _ok("image", f"{image.name}: {image.source}")
+
+
+def _clock() -> Check:
+    if probes.clock_is_synchronised():
+        return _ok("clock", "synchronised")
+    return _warn("clock", "not synchronised; guests take their time from it", "sudo apt-get install systemd-timesyncd")
+
+
+def _systemd() -> Check:
+    if not systemd.is_running():
+        return _warn("systemd", "not this host's init: machines do not come back by themselves", "call: vmm autostart")
+    unit = systemd.UNIT_DIRECTORY / systemd.UNIT
+    if not unit.exists():
+        return _warn(
+            "systemd", f"{unit} is not there: machines do not come back after a reboot", "sudo scripts/install"
+        )
+    return _ok("systemd", f"{unit} (python {sys.version_info.major}.{sys.version_info.minor})")
+
+
+def _ok(name: str, detail: str) -> Check:
+    return Check(name=name, status=CheckStatus.OK, detail=detail)
+
+
+def _warn(name: str, detail: str, fix: str) -> Check:
+    return Check(name=name, status=CheckStatus.WARNING, detail=detail, fix=fix)
+
+
+def _bad(name: str, detail: str, fix: str) -> Check:
+    return Check(name=name, status=CheckStatus.FAILURE, detail=detail, fix=fix)

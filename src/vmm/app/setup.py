@@ -1,0 +1,96 @@
+"""`vmm setup`: makes a host ready, step by step; each step that was done before is found done."""
+
+from vmm.app import HostSite
+from vmm.app.configure import initialise
+from vmm.errors import HostError, NotFoundError
+from vmm.host import packages
+from vmm.model.progress import Progress
+from vmm.model.readiness import SetupRequest, SetupStep
+
+
+def setup(site: HostSite, request: SetupRequest, *, progress: Progress) -> tuple[SetupStep, ...]:
+    """Make the host ready and say what was done. Interrupted, it goes on where it was when it is run again.
+
+    Raises:
+        HostError: programs are missing and may not be installed.
+        EngineError, ImageError, NetworkError: a step failed; those before it stay done.
+    """
+    steps = [_programs(request, progress), _directories(site), _firecracker(site, request, progress)]
+    steps.append(_bridge(site))
+    if not request.skip_kernel:
+        steps.append(_kernel(site, request, progress))
+    if not request.skip_image:
+        steps.append(_image(site, request, progress))
+    return tuple(steps)
+
+
+def teardown(site: HostSite) -> None:
+    """Take what is vmm's off the host's network."""
+    site.network.remove_all()
+
+
+def _programs(request: SetupRequest, progress: Progress) -> SetupStep:
+    missing = packages.missing()
+    if not missing:
+        return SetupStep(name="programs", outcome="present", detail="all that vmm needs")
+    wanted = tuple(sorted(set(missing.values())))
+    if not request.install_packages:
+        raise HostError(
+            "Programs that vmm needs are missing.",
+            details=", ".join(f"{program} (package {package})" for program, package in missing.items()),
+            resolution=f"sudo vmm setup --install-packages, or: sudo apt-get install {' '.join(wanted)}",
+        )
+    packages.install(wanted, progress=progress)
+    return SetupStep(name="programs", outcome="done", detail=f"installed {', '.join(wanted)}")
+
+
+def _directories(site: HostSite) -> SetupStep:
+    made = initialise(site.config)
+    directory = str(site.config.paths.data_dir)
+    return SetupStep(name="directories", outcome="done" if made else "present", detail=directory)
+
+
+def _firecracker(site: HostSite, request: SetupRequest, progress: Progress) -> SetupStep:
+    from vmm.engines.firecracker.acquire import Wish, acquire
+
+    config = site.config
+    if config.firecracker and request.firecracker is None:
+        return SetupStep(name="firecracker", outcome="present", detail=f"{config.firecracker}, as configured")
+    wish = Wish(
+        given=request.firecracker,
+        sha256=request.firecracker_sha256,
+        url=config.firecracker_url,
+        force=request.force,
+    )
+    acquired = acquire(config.paths.engines, wish, staging=config.paths.staging, progress=progress)
+    outcome = "done" if acquired.fresh else "present"
+    return SetupStep(name="firecracker", outcome=outcome, detail=f"{acquired.version}, {acquired.source}")
+
+
+def _bridge(site: HostSite) -> SetupStep:
+    site.network.reconcile(site.running_leases())
+    return SetupStep(name="network", outcome="done", detail=f"{site.config.bridge_name}, {site.subnet.cidr}")
+
+
+def _kernel(site: HostSite, request: SetupRequest, progress: Progress) -> SetupStep:
+    name = site.defaults.kernel
+    try:
+        kernel = site.kernels.get(name)
+        if not request.force:
+            return SetupStep(name="kernel", outcome="present", detail=f"{kernel.name}: {kernel.version}")
+    except NotFoundError:
+        pass
+    kernel = site.kernels.pull(name, force=request.force, progress=progress)
+    return SetupStep(name="kernel", outcome="done", detail=f"{kernel.name}: {kernel.version}")
+
+
+def _image(site: HostSite, request: SetupRequest, progress: Progress) -> SetupStep:
+    name = site.defaults.image
+    try:
+        image = site.images.get(name)
+        if not request.force:
+            return SetupStep(name="image", outcome="present", detail=f"{image.name}: {image.source}")
+    except NotFoundError:
+        pass
+    image = site.images.pull(name, force=request.force, progress=progress)
+    return SetupStep(name="image", outcome="done", detail=f"{image.name}: {image.source}")

@@ -1,0 +1,71 @@
+"""`vmm console`: what a machine wrote to its serial console, over all its boots."""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from vmm.cli.options import Command, machine_argument, settings
+
+_POLL_S = 0.2
+# All of C0 but tab, newline and carriage return, and DEL: a guest must not drive the terminal of who looks at it.
+_UNSAFE = {code: None for code in (*range(32), 127, *range(128, 160)) if code not in (9, 10, 13)}
+
+
+@click.command("console", cls=Command)
+@machine_argument
+@click.option("--full", is_flag=True, help="All that is kept.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="The last lines.")
+@click.option("--raw", is_flag=True, help="Keep control characters, which a guest can use to drive your terminal.")
+def console_command(name: str, full: bool, follow: bool, lines: int, raw: bool) -> None:
+    """Show what a machine wrote to its serial console."""
+    from vmm.model.names import valid_name
+
+    site = settings().site(read_only=True)
+    site.store.machine(valid_name(name))
+    path = site.files.console(name)
+    try:
+        position = _show(path, None if full else lines, raw=raw or not sys.stdout.isatty())
+    except FileNotFoundError:
+        position = 0
+        if not follow:
+            settings().say(f"{name} has written nothing yet; it was never started, or its console is silent.")
+    except PermissionError as error:
+        from vmm.errors import HostError
+
+        raise HostError(
+            f"The console of {name!r} may not be read.",
+            details=str(error),
+            resolution=f"Run it as root: sudo vmm console {name}",
+        ) from error
+    if follow:
+        _follow(path, position, raw=raw or not sys.stdout.isatty())
+
+
+def _show(path: Path, lines: int | None, *, raw: bool) -> int:
+    with path.open("rb") as stream:
+        data = stream.read()
+        # Whole lines only are counted; what the guest has not ended yet belongs to the last.
+        text = data.decode(errors="replace")
+        if lines is not None:
+            text = "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
+        click.echo(text if raw else text.translate(_UNSAFE), nl=False)
+        return len(data)
+
+
+def _follow(path: Path, position: int, *, raw: bool) -> None:
+    while True:
+        try:
+            with path.open("rb") as stream:
+                size = stream.seek(0, 2)
+                # Trimmed at a start of the machine: what is there now is new.
+                stream.seek(position if size >= position else 0)
+                text = stream.read().decode(errors="replace")
+                position = stream.tell()
+        except FileNotFoundError:
+            text = ""
+        if text:
+            click.echo(text if raw else text.translate(_UNSAFE), nl=False)
+        time.sleep(_POLL_S)

@@ -1,0 +1,102 @@
+"""`vmm create`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmm.cli.options import IMAGES, KERNELS, Command, Seconds, Size, settings
+
+if TYPE_CHECKING:
+    from vmm.operations.create import CreateRequest
+
+ENGINES = click.Choice(["auto", "firecracker", "qemu"])
+
+
+def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a new machine is like."""
+    path = click.Path(path_type=Path)
+    for option in reversed(
+        [
+            click.option("--cpus", type=int, help="Number of vCPUs (1-32) [1]."),
+            click.option("--memory", type=Size(), help="Memory: MB, or 512M, 2G [512]."),
+            click.option("--disk", type=Size(), help="Size of the root disk: MB, or 10G [1024, or the image's]."),
+            click.option("--image", help="The image to make it from [default].", shell_complete=IMAGES),
+            click.option("--kernel", help="The kernel to boot [default].", shell_complete=KERNELS),
+            click.option("--engine", type=ENGINES, help="What runs it [auto: firecracker where KVM can run guests]."),
+            click.option("--ssh-key", type=path, multiple=True, help="A public key file for root, besides vmm's own."),
+            click.option("--dns", multiple=True, help="A name server [the host's]; may be repeated."),
+            click.option("--label", "labels", multiple=True, help="KEY=VALUE; may be repeated."),
+            click.option("--user-data", type=path, help="cloud-init user data, for images that have cloud-init."),
+            click.option("--auto-start/--no-auto-start", default=True, help="Come back after a reboot [yes]."),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def request_of(name: str, given: dict[str, Any]) -> "CreateRequest":
+    """Return the request that these options make; `given` are the values of `machine_options`."""
+    from vmm.model.names import parse_label
+    from vmm.operations.create import CreateRequest
+
+    defaults = settings().site(read_only=True).defaults
+    keys = given["ssh_key"] or ([Path(defaults.ssh_key_path)] if defaults.ssh_key_path else [])
+    return CreateRequest(
+        name=name,
+        cpus=given["cpus"],
+        memory_mib=given["memory"],
+        disk_mib=given["disk"],
+        image=given["image"],
+        kernel=given["kernel"],
+        engine=given["engine"],
+        auto_start=given["auto_start"],
+        labels=dict(parse_label(label) for label in given["labels"]),
+        ssh_keys=tuple(_public_key(path) for path in keys),
+        dns=given["dns"],
+        user_data=read_text(given["user_data"], what="user data") if given["user_data"] else None,
+    )
+
+
+def read_text(path: Path, *, what: str) -> str:
+    """Return a file's text, 1 MiB at most; raise UsageError when it cannot be read."""
+    from vmm.errors import UsageError
+
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return stream.read(1024 * 1024)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"The file of the {what} cannot be read.", details=str(error), resolution=f"Check the path: ls -l {path}"
+        ) from error
+
+
+def _public_key(path: Path) -> str:
+    from vmm.guest.keys import checked_public_key
+
+    return checked_public_key(read_text(path.expanduser(), what="ssh key"), source=str(path))
+
+
+@click.command("create", cls=Command)
+@click.argument("name")
+@machine_options
+@click.option("--start", "start_it", is_flag=True, help="Start it as well.")
+@click.option("--timeout", type=Seconds(), help="With --start: seconds to wait.")
+def create_command(name: str, start_it: bool, timeout: float | None, **given: Any) -> None:  # noqa: ANN401
+    """Create a machine."""
+    from vmm.app import require_root
+    from vmm.operations.create import create
+
+    request = request_of(name, given)
+    require_root("create")
+    site = settings().site()
+    machine = create(site, request)
+    address = machine.lease.address
+    settings().say(f"{name} is created, with the address {address} ({machine.spec.engine}).")
+    if start_it:
+        from vmm.cli.commands.power import start_one
+
+        start_one(site, name, wait="running", timeout=timeout)
+    else:
+        settings().say(f"Start it: vmm start {name}")

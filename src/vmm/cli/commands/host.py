@@ -1,0 +1,103 @@
+"""`vmm setup`, `doctor`, `autostart`, `autostop`, `teardown`: what concerns the host as a whole."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vmm.cli.options import Command, Seconds, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.operations.host_boot import Outcome
+
+
+@click.command("setup", cls=Command)
+@click.option("--install-packages", is_flag=True, help="Install the system packages that are missing, with apt.")
+@click.option("--firecracker", type=click.Path(path_type=Path), help="A firecracker binary or release archive to take.")
+@click.option("--firecracker-sha256", metavar="HEX", help="The digest that this file must have.")
+@click.option("--no-kernel", is_flag=True, help="Leave the default kernel out.")
+@click.option("--no-image", is_flag=True, help="Leave the default image out.")
+@click.option("--force", is_flag=True, help="Get what is there already again.")
+def setup_command(  # one parameter an option
+    install_packages: bool,
+    firecracker: Path | None,
+    firecracker_sha256: str | None,
+    no_kernel: bool,
+    no_image: bool,
+    force: bool,
+) -> None:
+    """Make this host ready: programs, Firecracker, a kernel, an image."""
+    from vmm.app import require_root
+    from vmm.app.setup import setup
+    from vmm.cli import render
+    from vmm.model.readiness import SetupRequest
+
+    require_root("setup")
+    given = settings()
+    request = SetupRequest(
+        install_packages=install_packages,
+        firecracker=firecracker,
+        firecracker_sha256=firecracker_sha256,
+        skip_kernel=no_kernel,
+        skip_image=no_image,
+        force=force,
+    )
+    steps = setup(given.site(), request, progress=given.progress())
+    if not given.quiet or given.output == "json":
+        render.setup_steps(steps, given.output)
+        given.say("This host is ready. Make a machine: sudo vmm run dev")
+
+
+@click.command("doctor", cls=Command)
+def doctor_command() -> int:
+    """Check this host, a line a check."""
+    from vmm.app.doctor import examine
+    from vmm.cli import render
+    from vmm.model.readiness import CheckStatus
+
+    found = examine(settings().site(read_only=True))
+    render.checks(found, settings().output)
+    return 1 if any(check.status is CheckStatus.FAILURE for check in found) else 0
+
+
+@click.command("autostart", cls=Command)
+def autostart_command() -> int:
+    """Start the machines that a reboot brought down (for the systemd unit)."""
+    from vmm.app import require_root
+    from vmm.operations.host_boot import autostart
+
+    require_root("autostart")
+    return _report("started", autostart(settings().site()))
+
+
+@click.command("autostop", cls=Command)
+@click.option("--timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds the guests have.")
+def autostop_command(timeout: float) -> int:
+    """Stop every machine because the host goes down (for the systemd unit)."""
+    from vmm.app import require_root
+    from vmm.operations.host_boot import autostop
+
+    require_root("autostop")
+    return _report("stopped", autostop(settings().site(), timeout_s=timeout))
+
+
+@click.command("teardown", cls=Command)
+def teardown_command() -> None:
+    """Take bridge, taps and firewall tables off this host."""
+    from vmm.app import require_root
+    from vmm.app.setup import teardown
+
+    require_root("teardown")
+    teardown(settings().site())
+    settings().say("Bridge, taps and firewall tables are gone.")
+
+
+def _report(done: str, outcomes: "Sequence[Outcome]") -> int:
+    from vmm.cli.main import fail
+
+    for outcome in outcomes:
+        if outcome.error is None:
+            settings().say(f"{outcome.name} is {done}.")
+    return max((fail(outcome.error) for outcome in outcomes if outcome.error is not None), default=0)

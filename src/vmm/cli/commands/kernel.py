@@ -1,0 +1,73 @@
+"""`vmm kernel`."""
+
+from pathlib import Path
+
+import click
+
+from vmm.cli.options import KERNELS, Command, Group, settings
+
+
+@click.group("kernel", cls=Group)
+def kernel_command() -> None:
+    """Kernels that machines boot."""
+
+
+@kernel_command.command("list", cls=Command)
+@click.option("--remote", is_flag=True, help="What can be pulled.")
+def list_(remote: bool) -> None:
+    """List kernels."""
+    from vmm.cli import render
+
+    if remote:
+        from vmm.images.packages import cloud_kernel
+
+        click.echo(f"default ({cloud_kernel()})\nlinux-image-VERSION (a package of this host's distribution, by name)")
+        return
+    library = settings().site(read_only=True).kernels
+    render.kernels(library.all(), library.damaged(), settings().output)
+
+
+@kernel_command.command("pull", cls=Command)
+@click.argument("name", required=False)
+@click.option("--force", is_flag=True, help="Fetch it again and replace what is there.")
+def pull(name: str | None, force: bool) -> None:
+    """Fetch a kernel from the distribution's packages (default: its own cloud kernel)."""
+    from vmm.app import require_root
+
+    require_root("kernel pull")
+    kernel = settings().site().kernels.pull(name, force=force, progress=settings().progress())
+    settings().say(f"The kernel {kernel.name} is here: {kernel.version}, {kernel.source}.")
+
+
+@kernel_command.command("import", cls=Command)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="The kernel's name.")
+@click.option("--modules", type=click.Path(path_type=Path), help="Its modules: /lib/modules/VERSION.")
+@click.option("--no-stage1", is_flag=True, help="It finds its root on /dev/vda and its address by itself.")
+@click.option("-f", "--force", is_flag=True, help="Replace a kernel of that name.")
+def import_(path: Path, name: str, modules: Path | None, no_stage1: bool, force: bool) -> None:
+    """Import a vmlinux or a bzImage."""
+    from vmm.app import require_root
+
+    require_root("kernel import")
+    kernel = (
+        settings()
+        .site()
+        .kernels.import_path(
+            path, name, modules=modules, stage1=not no_stage1, force=force, progress=settings().progress()
+        )
+    )
+    settings().say(f"The kernel {kernel.name} is here: {kernel.version}.")
+
+
+@kernel_command.command("delete", cls=Command)
+@click.argument("name", shell_complete=KERNELS)
+def delete(name: str) -> None:
+    """Delete a kernel that no machine boots."""
+    from vmm.app import require_root
+    from vmm.model.names import valid_name
+    from vmm.operations.libraries import delete_kernel
+
+    require_root("kernel delete")
+    delete_kernel(settings().site(), valid_name(name, what="kernel"))
+    settings().say(f"The kernel {name} is deleted.")

