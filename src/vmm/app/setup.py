@@ -16,7 +16,8 @@ def setup(site: HostSite, request: SetupRequest, *, progress: Progress) -> tuple
         EngineError, ImageError, NetworkError: a step failed; those before it stay done.
     """
     steps = [_programs(request, progress), _directories(site), _firecracker(site, request, progress)]
-    steps.append(_bridge(site))
+    if not request.skip_network:
+        steps.append(_bridge(site))
     if not request.skip_kernel:
         steps.append(_kernel(site, request, progress))
     if not request.skip_image:

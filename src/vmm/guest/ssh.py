@@ -48,7 +48,7 @@ class SshGuest:
             resolution=f"See what it does: vmm console {machine.name}; give it longer with --timeout.",
         )
 
-    def ask_shutdown(self, machine: Machine, *, reboot: bool) -> bool:
+    def ask_shutdown(self, machine: Machine, *, reboot: bool, timeout_s: float) -> bool:
         """Ask the guest over ssh to go down. True also when it went so fast that the connection broke."""
         verb = "reboot" if reboot else "poweroff"
         # An init other than systemd has the plain commands.
@@ -57,7 +57,7 @@ class SshGuest:
         if not self._can_read_key():
             return False
         try:
-            done = process.run([*argv, "-o", "BatchMode=yes", "-n", machine.id, command], timeout_s=_ASK_S, check=False)
+            done = process.run([*argv, "-o", "BatchMode=yes", "-n", machine.id, command], timeout_s=min(_ASK_S, timeout_s), check=False)
         except HostError:
             return False
         # 255 is ssh's own: it never got in, or the connection broke while the guest went down.

@@ -30,6 +30,7 @@ class SetupRequest:
     firecracker_sha256: str | None = None
     skip_kernel: bool = False
     skip_image: bool = False
+    skip_network: bool = False
     force: bool = False
 
 

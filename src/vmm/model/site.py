@@ -169,8 +169,8 @@ class Guest(Protocol):
         """Return the seconds until the guest's ssh server sent its banner; raise GuestError when it did not in time."""
         ...
 
-    def ask_shutdown(self, machine: Machine, *, reboot: bool) -> bool:
-        """Ask the guest over ssh to shut down, bounded to a few seconds; True when it took the request."""
+    def ask_shutdown(self, machine: Machine, *, reboot: bool, timeout_s: float) -> bool:
+        """Ask the guest over ssh to shut down, bounded by `timeout_s`; True when it took the request."""
         ...
 
     def ssh_command(self, machine: Machine, *, user: str, arguments: Sequence[str]) -> list[str]:

@@ -107,7 +107,8 @@ def _guest_goes(site: Site, machine: Machine, process: ProcessIdentity, deadline
     if _wait(site, machine, process, min(deadline, time.monotonic() + _BUTTON_S)):
         return True
     # Firecracker's process ends at a reboot and outlives a power-off; under qemu both end it.
-    site.guest.ask_shutdown(machine, reboot=not engine.features.power_off_ends)
+    remaining = max(0.1, deadline - time.monotonic())
+    site.guest.ask_shutdown(machine, reboot=not engine.features.power_off_ends, timeout_s=remaining)
     return _wait(site, machine, process, deadline)
 
 

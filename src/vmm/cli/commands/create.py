@@ -97,6 +97,6 @@ def create_command(name: str, start_it: bool, timeout: float | None, **given: An
     if start_it:
         from vmm.cli.commands.power import start_one
 
-        start_one(site, name, wait="running", timeout=timeout)
+        start_one(settings(), site, name, wait="running", timeout=timeout)
     else:
         settings().say(f"Start it: vmm start {name}")

@@ -18,9 +18,10 @@ def delete_command(names: Sequence[str], every: bool, force: bool) -> int:
     from vmm.app import require_root
     from vmm.operations.stop import delete
 
+    given = settings()
     chosen = choose(names, every)
     require_root("delete")
-    site = settings().site()
+    site = given.site()
     if chosen and not force and sys.stdin.isatty():
         # A name that is not there is told before anything is asked.
         for name in chosen:
@@ -29,6 +30,6 @@ def delete_command(names: Sequence[str], every: bool, force: bool) -> int:
 
     def act(name: str) -> None:
         delete(site, name, force=force)
-        settings().say(f"{name} is deleted.")
+        given.say(f"{name} is deleted.")
 
     return each(chosen, act)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option("--firecracker-sha256", metavar="HEX", help="The digest that this file must have.")
 @click.option("--no-kernel", is_flag=True, help="Leave the default kernel out.")
 @click.option("--no-image", is_flag=True, help="Leave the default image out.")
+@click.option("--no-network", is_flag=True, help="Leave the bridge to the first start.")
 @click.option("--force", is_flag=True, help="Get what is there already again.")
 def setup_command(  # one parameter an option
     install_packages: bool,
@@ -26,6 +27,7 @@ def setup_command(  # one parameter an option
     firecracker_sha256: str | None,
     no_kernel: bool,
     no_image: bool,
+    no_network: bool,
     force: bool,
 ) -> None:
     """Make this host ready: programs, Firecracker, a kernel, an image."""
@@ -42,6 +44,7 @@ def setup_command(  # one parameter an option
         firecracker_sha256=firecracker_sha256,
         skip_kernel=no_kernel,
         skip_image=no_image,
+        skip_network=no_network,
         force=force,
     )
     steps = setup(given.site(), request, progress=given.progress())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmm.cli.options import MACHINES, Command, Seconds, settings
+from vmm.cli.options import MACHINES, Command, Seconds, Settings, settings
 
 if TYPE_CHECKING:
     from vmm.app import HostSite
@@ -25,8 +25,9 @@ _start_timeout = click.option("--timeout", type=Seconds(), help="Seconds to wait
 @_start_timeout
 def start_command(names: Sequence[str], every: bool, wait: str, timeout: float | None) -> int:
     """Start machines."""
+    given = settings()
     site, chosen = _chosen("start", names, every)
-    return each(chosen, lambda name: start_one(site, name, wait=wait, timeout=timeout))
+    return each(chosen, lambda name: start_one(given, site, name, wait=wait, timeout=timeout))
 
 
 @click.command("stop", cls=Command)
@@ -36,8 +37,9 @@ def start_command(names: Sequence[str], every: bool, wait: str, timeout: float |
 @click.option("-f", "--force", is_flag=True, help="Kill at once, without asking the guest.")
 def stop_command(names: Sequence[str], every: bool, timeout: float, force: bool) -> int:
     """Stop machines: ask the guest, wait, then kill."""
+    given = settings()
     site, chosen = _chosen("stop", names, every)
-    return each(chosen, lambda name: stop_one(site, name, timeout=timeout, force=force))
+    return each(chosen, lambda name: stop_one(given, site, name, timeout=timeout, force=force))
 
 
 @click.command("restart", cls=Command)
@@ -51,42 +53,46 @@ def restart_command(
     names: Sequence[str], every: bool, wait: str, timeout: float | None, stop_timeout: float, force: bool
 ) -> int:
     """Stop machines and start them again."""
+    given = settings()
     site, chosen = _chosen("restart", names, every)
 
     def restart(name: str) -> None:
-        stop_one(site, name, timeout=stop_timeout, force=force)
-        start_one(site, name, wait=wait, timeout=timeout)
+        stop_one(given, site, name, timeout=stop_timeout, force=force)
+        start_one(given, site, name, wait=wait, timeout=timeout)
 
     return each(chosen, restart)
 
 
-def start_one(site: "HostSite", name: str, *, wait: str, timeout: float | None) -> "Started":
+def start_one(given: Settings, site: "HostSite", name: str, *, wait: str, timeout: float | None) -> "Started":
     """Start one machine and say so."""
     from vmm.operations.start import Wait, start
 
     started = start(site, name, wait=Wait(wait), timeout_s=timeout)
     address = started.machine.lease.address
     if started.already:
-        settings().say(f"{name} runs already, at {address}.")
+        given.say(f"{name} runs already, at {address}.")
     else:
-        settings().say(f"{name} is running at {address} ({started.seconds:.2f} s). Open a shell: vmm ssh {name}")
+        given.say(f"{name} is running at {address} ({started.seconds:.2f} s). Open a shell: vmm ssh {name}")
     return started
 
 
-def stop_one(site: "HostSite", name: str, *, timeout: float, force: bool) -> "Stopped":
+def stop_one(given: Settings, site: "HostSite", name: str, *, timeout: float, force: bool) -> "Stopped":
     """Stop one machine and say how it went."""
     from vmm.operations.stop import StopMethod, stop
 
     stopped = stop(site, name, timeout_s=timeout, force=force)
     if stopped.method is StopMethod.ALREADY:
-        settings().say(f"{name} does not run.")
+        given.say(f"{name} does not run.")
     else:
-        settings().say(f"{name} is stopped: {stopped.method} ({stopped.seconds:.1f} s).")
+        given.say(f"{name} is stopped: {stopped.method} ({stopped.seconds:.1f} s).")
     return stopped
 
 
 def each(names: Sequence[str], act: Callable[[str], object]) -> int:
-    """Do one thing to each, side by side; print the errors of those that failed, and return the exit code."""
+    """Do one thing to each, side by side; print the errors of those that failed, and return the exit code.
+
+    It happens in threads, which have no click context.
+    """
     from vmm.cli.main import fail
     from vmm.operations.host_boot import each as do_each
 

@@ -115,7 +115,7 @@ def _from_network(url: str, work: Path, progress: Progress) -> tuple[dict[str, P
         except HostError as error:
             raise EngineError(
                 "Firecracker cannot be fetched.",
-                details=f"{unreachable.details}; mirror: {error.details}",
+                details=f"{unreachable.details}; the mirror: {error.details.splitlines()[-1]}",
                 resolution="Fetch it elsewhere and give it: sudo vmm setup --firecracker FILE --firecracker-sha256 HEX",
             ) from error
 

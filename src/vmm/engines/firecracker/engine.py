@@ -43,9 +43,9 @@ class FirecrackerEngine:
                 resolution="Install it: sudo vmm setup",
             )
         files.write_atomic(plan.config, json.dumps(configuration(plan)), mode=0o600, durable=False)
-        # --level Warn: the log is for what went wrong. Never --enable-pci (CVE-2026-5747).
+        # --level Error: the log is for what went wrong. Never --enable-pci (CVE-2026-5747).
         argv = [str(self.binary), "--id", plan.id, "--api-sock", str(plan.socket), "--config-file", str(plan.config)]
-        return launch.spawn([*argv, "--log-path", str(plan.log), "--level", "Warn"], plan)
+        return launch.spawn([*argv, "--log-path", str(plan.log), "--level", "Error"], plan)
 
     def await_running(self, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float) -> None:
         launch.await_running(

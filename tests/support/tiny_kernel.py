@@ -1,0 +1,57 @@
+"""The smallest guest that lives: an ELF kernel of a few hundred bytes that greets on the serial port and halts.
+
+Both engines boot it: Firecracker enters at the ELF's entry in long mode, qemu through the PVH note in 32-bit mode; the
+code is the same bytes in both. `python tiny_kernel.py OUT` writes one.
+"""
+
+import struct
+import sys
+from enum import Enum
+from pathlib import Path
+
+GREETING = b"hello from a tiny guest\n"
+_LOAD = 0x100000  # 1 MiB, where kernels are loaded
+_HEADERS = 64 + 2 * 56
+_XEN_ELFNOTE_PHYS32_ENTRY = 18  # the PVH boot protocol's note (xen/include/public/elfnote.h)
+
+
+class Then(Enum):
+    """What the guest does after its greeting."""
+
+    HALT = "halt"
+    FLOOD = "flood"
+    RESET = "reset"
+
+
+def build(then: Then = Then.HALT, greeting: bytes = GREETING) -> bytes:
+    """Return the kernel as an ELF file."""
+    code = b"".join(_put(byte) for byte in greeting) + _END[then]
+    note = struct.pack("<III", 4, 4, _XEN_ELFNOTE_PHYS32_ENTRY) + b"Xen\0" + struct.pack("<I", _LOAD + _HEADERS + 20)
+    assert len(note) == 20
+    size = _HEADERS + len(note) + len(code)
+    entry = _LOAD + _HEADERS + len(note)
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, entry, 64, 0, 0, 64, 56, 2, 64, 0, 0
+    )
+    load = struct.pack("<IIQQQQQQ", 1, 7, 0, _LOAD, _LOAD, size, size, 0x1000)
+    notes = struct.pack("<IIQQQQQQ", 4, 4, _HEADERS, _LOAD + _HEADERS, _LOAD + _HEADERS, len(note), len(note), 4)
+    return header + load + notes + note + code
+
+
+def _put(byte: int) -> bytes:
+    # mov dx, 0x3f8; mov al, byte; out dx, al
+    return b"\x66\xba\xf8\x03\xb0" + bytes([byte]) + b"\xee"
+
+
+_END = {
+    # cli; hlt; jmp to the hlt
+    Then.HALT: b"\xfa\xf4\xeb\xfd",
+    # mov dx, 0x3f8; mov al, 'x'; out dx, al; jmp to the out
+    Then.FLOOD: b"\x66\xba\xf8\x03\xb0x\xee\xeb\xfd",
+    # mov dx, 0x64; mov al, 0xfe; out dx, al: the keyboard controller pulls the reset line; then halt
+    Then.RESET: b"\x66\xba\x64\x00\xb0\xfe\xee\xfa\xf4\xeb\xfd",
+}
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_bytes(build())
