@@ -30,9 +30,7 @@ def build(then: Then = Then.HALT, greeting: bytes = GREETING) -> bytes:
     assert len(note) == 20
     size = _HEADERS + len(note) + len(code)
     entry = _LOAD + _HEADERS + len(note)
-    header = struct.pack(
-        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, entry, 64, 0, 0, 64, 56, 2, 64, 0, 0
-    )
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, entry, 64, 0, 0, 64, 56, 2, 64, 0, 0)
     load = struct.pack("<IIQQQQQQ", 1, 7, 0, _LOAD, _LOAD, size, size, 0x1000)
     notes = struct.pack("<IIQQQQQQ", 4, 4, _HEADERS, _LOAD + _HEADERS, _LOAD + _HEADERS, len(note), len(note), 4)
     return header + load + notes + note + code

@@ -57,7 +57,9 @@ class SshGuest:
         if not self._can_read_key():
             return False
         try:
-            done = process.run([*argv, "-o", "BatchMode=yes", "-n", machine.id, command], timeout_s=min(_ASK_S, timeout_s), check=False)
+            done = process.run(
+                [*argv, "-o", "BatchMode=yes", "-n", machine.id, command], timeout_s=min(_ASK_S, timeout_s), check=False
+            )
         except HostError:
             return False
         # 255 is ssh's own: it never got in, or the connection broke while the guest went down.

@@ -71,8 +71,8 @@ class ImageLibrary:
         chosen = valid_name(name or rootfs.DEFAULT, what="image")
         recipe = rootfs.recipe_for(chosen)
 
-        def build(out: Path) -> None:
-            rootfs.build(recipe, out, progress=progress)
+        def build(out: Path, work: Path) -> None:
+            rootfs.build(recipe, out, work=work, progress=progress)
 
         return self._add(chosen, build, source=recipe.source, force=force, progress=progress)
 
@@ -81,15 +81,18 @@ class ImageLibrary:
         valid_name(name, what="image")
         kind = sources.kind_of(path)
 
-        def build(out: Path) -> None:
-            sources.convert(path, kind, out, size_mib=size_mib, progress=progress)
+        def build(out: Path, work: Path) -> None:
+            sources.convert(path, kind, out, work=work, size_mib=size_mib, progress=progress)
 
         return self._add(name, build, source=f"{kind} {path.name}", force=force, progress=progress)
 
-    def _add(self, name: str, build: Callable[[Path], None], *, source: str, force: bool, progress: Progress) -> Image:
+    def _add(
+        self, name: str, build: Callable[[Path, Path], None], *, source: str, force: bool, progress: Progress
+    ) -> Image:
         with self._shelf.adding(name, force=force) as new:
             path = new / "rootfs.ext4"
-            build(path)
+            # Whatever is needed on the way lies beside the new item, never in it.
+            build(path, new.parent)
             with progress.step("Checking and storing"):
                 # A disk is a whole number of MiB; what is beyond the file system is never looked at.
                 size_mib = -(-max(read_superblock(path).size, path.stat().st_size) // MIB)

@@ -80,9 +80,9 @@ def recipe_for(name: str) -> Recipe:
     return recipe
 
 
-def build(recipe: Recipe, out: Path, *, progress: Progress) -> None:
-    """Build the image into `out`. Takes half a minute and more; needs root, mmdebstrap and the package registry."""
-    tree = out.with_name("tree")
+def build(recipe: Recipe, out: Path, *, work: Path, progress: Progress) -> None:
+    """Build the image into `out`, by way of `work`: half a minute; needs root, mmdebstrap and the registry."""
+    tree = work / "tree"
     with progress.step(f"Building {recipe.distribution} {recipe.suite} from packages"):
         argv = [
             "mmdebstrap",
@@ -99,7 +99,7 @@ def build(recipe: Recipe, out: Path, *, progress: Progress) -> None:
             str(tree),
             *_mirrors(recipe),
         ]
-        process.run(argv, timeout_s=_BUILD_S, env={"TMPDIR": str(out.parent)})
+        process.run(argv, timeout_s=_BUILD_S, env={"TMPDIR": str(work)})
     tune(tree)
     with progress.step("Making the file system"):
         make_ext4(tree, out, size_mib=SIZE_MIB)

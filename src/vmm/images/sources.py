@@ -46,8 +46,8 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def convert(path: Path, kind: Kind, out: Path, *, size_mib: int | None, progress: Progress) -> None:
-    """Write the image of `path` to `out`."""
+def convert(path: Path, kind: Kind, out: Path, *, work: Path, size_mib: int | None, progress: Progress) -> None:
+    """Write the image of `path` to `out`; what is needed on the way lies in `work`."""
     match kind:
         case Kind.EXT4:
             if size_mib is not None:
@@ -63,7 +63,7 @@ def convert(path: Path, kind: Kind, out: Path, *, size_mib: int | None, progress
             with progress.step("Making the file system"):
                 make_ext4(path, out, size_mib=size_mib)
         case Kind.TAR:
-            tree = out.with_name("tree")
+            tree = work / "tree"
             with progress.step(f"Unpacking {path.name}"):
                 unpack(path, tree)
             with progress.step("Making the file system"):

@@ -1,0 +1,180 @@
+"""A host for system tests: a network namespace and a data directory of its own, and vmm run inside them."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARY = Path(os.environ.get("VMM_TEST_LIBRARY", ""))
+VMM = [str(Path(sys.executable).with_name("vmm"))]
+# Set aside for documentation (RFC 5737): no host routes it.
+OUTSIDE_HOST, OUTSIDE_WORLD = "192.0.2.1", "192.0.2.2"
+
+
+def sh(*argv: str, check: bool = True, timeout: float = 120, **kwargs) -> subprocess.CompletedProcess[str]:
+    """Run a program of the host's and return what it said."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False, **kwargs)
+    assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@dataclass(frozen=True)
+class Host:
+    namespace: str
+    data_dir: Path
+
+    @property
+    def prefix(self) -> list[str]:
+        return ["ip", "netns", "exec", self.namespace]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("VMM_")}
+        return {**kept, "VMM_DATA_DIR": str(self.data_dir)}
+
+    def vmm(self, *arguments: str, check: bool = True, timeout: float = 180, stdin: str = "", **kwargs):
+        """Run vmm in this host; with `check` it must end with 0."""
+        argv = [*self.prefix, *VMM, *arguments]
+        return sh(*argv, check=check, timeout=timeout, input=stdin, env=self.environment, **kwargs)
+
+    def popen(self, *arguments: str, **kwargs) -> subprocess.Popen[str]:
+        return subprocess.Popen([*self.prefix, *VMM, *arguments], env=self.environment, text=True, **kwargs)
+
+    def run(self, *argv: str, **kwargs):
+        """Run any program in this host's network."""
+        return sh(*self.prefix, *argv, **kwargs)
+
+    def json(self, *arguments: str):
+        return json.loads(self.vmm(*arguments, "--output", "json").stdout)
+
+    def machine(self, name: str) -> dict:
+        return self.json("show", name)
+
+    def fails(self, *arguments: str, code: int = 1, **kwargs) -> str:
+        """Run vmm, which must fail with `code` and an error in three parts; return what it said."""
+        done = self.vmm(*arguments, check=False, **kwargs)
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Error: " in done.stderr, done.stderr
+        assert "To mend it: " in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stderr
+
+    def guest(self, name: str, command: str, *, check: bool = True, timeout: float = 90) -> str:
+        return self.vmm("exec", name, "--", "sh", "-c", command, check=check, timeout=timeout).stdout.strip()
+
+    def processes(self) -> list[str]:
+        """Return the command lines of all processes that name this data directory, but for our own children."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if str(self.data_dir) in line:
+                        found.append(f"{entry.name}: {line}")
+        return found
+
+
+def wait_for(condition: Callable[[], object], *, timeout: float = 30, what: str = "") -> object:
+    """Poll until `condition` holds and return its value."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what or condition} did not come true within {timeout} s"
+        time.sleep(0.05)
+
+
+def outer_state() -> dict[str, str]:
+    """Return what a test must not change of the real host: its links, rules, mounts and loop devices."""
+    own = ("cgroup", "netns", "/run/netns")
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    return {
+        "links": "\n".join(sorted(line.split(":")[1] for line in sh("ip", "-o", "link").stdout.splitlines())),
+        "rules": sh("nft", "list", "ruleset").stdout,
+        "mounts": "\n".join(sorted(line for line in mounts if not any(word in line for word in own))),
+        "loops": sh("losetup", "-a", check=False).stdout,
+        "forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
+    }
+
+
+@contextlib.contextmanager
+def a_host(name: str, directory: Path) -> Iterator[Host]:
+    """Give a host, and assert that nothing of it is left behind."""
+    before = outer_state()
+    host = Host(namespace=name, data_dir=directory / "data")
+    sh("ip", "netns", "add", name)
+    try:
+        sh("ip", "-n", name, "link", "set", "lo", "up")
+        _stock(host.data_dir)
+        try:
+            yield host
+        finally:
+            _save_words(host)
+            host.vmm("delete", "--all", "--force", check=False)
+        host.vmm("teardown")
+        assert host.processes() == []
+        assert "vmm" not in host.run("ip", "-o", "link").stdout
+        assert "vmm" not in host.run("nft", "list", "ruleset").stdout
+        assert list((host.data_dir / "vms").glob("*")) == []
+        assert list((host.data_dir / "staging").glob("*")) == []
+        assert list((host.data_dir / "sockets").glob("*")) == []
+    finally:
+        sh("ip", "netns", "del", name)
+        shutil.rmtree(host.data_dir, ignore_errors=True)
+    assert outer_state() == before
+
+
+def _stock(data_dir: Path) -> None:
+    """Fill a data directory with the library's engine, kernel and image, by links where that works."""
+    assert LIBRARY.is_dir(), "VMM_TEST_LIBRARY names no directory: run scripts/test, which builds it"
+    for part in ("bin", "images"):
+        shutil.copytree(LIBRARY / part, data_dir / part, copy_function=_link)
+
+
+def _link(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
+
+
+def _save_words(host: Host) -> None:
+    """Print the end of every log: pytest shows it when the test failed."""
+    for path in sorted((host.data_dir / "logs").glob("*")):
+        print(f"--- {path.name}\n{path.read_bytes()[-3000:].decode(errors='replace')}")
+
+
+@contextlib.contextmanager
+def the_world(host: Host) -> Iterator[str]:
+    """Give the name of another namespace, linked to the host by a cable: the world outside."""
+    world = f"{host.namespace}-world"
+    sh("ip", "netns", "add", world)
+    try:
+        sh("ip", "link", "add", "up0", "netns", host.namespace, "type", "veth", "peer", "name", "up1", "netns", world)
+        for namespace, link, address in ((host.namespace, "up0", OUTSIDE_HOST), (world, "up1", OUTSIDE_WORLD)):
+            sh("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", link)
+            sh("ip", "-n", namespace, "link", "set", link, "up")
+            sh("ip", "-n", namespace, "link", "set", "lo", "up")
+        yield world
+    finally:
+        sh("ip", "netns", "del", world)
+
+
+@contextlib.contextmanager
+def serving(namespace: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a python program in a namespace while the block lasts; it must print a line when it is ready."""
+    argv = ["ip", "netns", "exec", namespace, sys.executable, "-u", *arguments]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline()
+            yield process
+        finally:
+            process.kill()

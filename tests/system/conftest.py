@@ -1,0 +1,52 @@
+"""What system tests share: hosts in namespaces of their own, and the tiny guest."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_kernel
+from hosts import Host, a_host, sh
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _root() -> None:
+    assert os.geteuid() == 0, "system tests need root: they make links and run machines (sudo scripts/test)"
+
+
+def _name() -> str:
+    return f"vmmtest-{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """A host for one test."""
+    with a_host(_name(), tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host for all tests of a module."""
+    with a_host(_name(), tmp_path_factory.mktemp("host")) as made:
+        yield made
+
+
+@pytest.fixture
+def tiny(host: Host, tmp_path: Path) -> Host:
+    """The host with a kernel and an image `tiny`: a guest that greets on its console and halts."""
+    add_tiny(host, tmp_path)
+    return host
+
+
+def add_tiny(host: Host, directory: Path, then: tiny_kernel.Then = tiny_kernel.Then.HALT, name: str = "tiny") -> None:
+    kernel, image = directory / f"{name}.elf", directory / f"{name}.ext4"
+    kernel.write_bytes(tiny_kernel.build(then))
+    sh("mke2fs", "-q", "-t", "ext4", str(image), "256M")
+    host.vmm("kernel", "import", str(kernel), "--name", name, "--no-stage1")
+    host.vmm("image", "import", str(image), "--name", name)
+    kernel.unlink()
+    image.unlink()

@@ -1,0 +1,160 @@
+"""Machines on the real Firecracker, with a guest that greets and halts (lab hosts cannot run more of one on it)."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny_kernel
+from hosts import Host, wait_for
+
+from conftest import add_tiny
+from vmm.engines.choice import kvm_report
+
+pytestmark = pytest.mark.system
+
+SMALL = ("--kernel", "tiny", "--image", "tiny", "--disk", "256", "--memory", "128", "--engine", "firecracker")
+
+
+def console(host: Host, name: str) -> str:
+    path = host.data_dir / "logs" / f"{name}.console"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def start(host: Host, name: str) -> int:
+    host.vmm("start", name)
+    return host.machine(name)["pid"]
+
+
+def test_a_machine_lives_from_create_to_delete(tiny: Host) -> None:
+    tiny.vmm("create", "m", *SMALL)
+    assert tiny.machine("m")["state"] == "created"
+    pid = start(tiny, "m")
+    wait_for(lambda: tiny_kernel.GREETING.decode().strip() in console(tiny, "m"))
+    shown = tiny.machine("m")
+    assert (shown["state"], shown["engine"], shown["tap_device"]) == ("running", "firecracker", "vmm-ac100002")
+    command_line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    assert b"--enable-pci" not in command_line
+    assert os.getsid(pid) == pid
+    assert (tiny.data_dir / "sockets" / "m.sock").stat().st_mode & 0o077 == 0
+    links = tiny.run("ip", "-d", "-o", "link", "show", "vmm-ac100002").stdout
+    assert "isolated on" in links
+    assert "master vmm-br0" in links
+    assert "killed" in tiny.vmm("stop", "m", "--timeout", "0.5").stdout
+    assert tiny.machine("m")["state"] == "stopped"
+    assert "vmm-ac100002" not in tiny.run("ip", "-o", "link").stdout
+    start(tiny, "m")
+    assert console(tiny, "m").count("boots at") == 2
+    tiny.vmm("delete", "m", "--force")
+    assert tiny.json("list") == []
+
+
+def test_a_killed_engine_shows_as_failed_with_its_reason(tiny: Host) -> None:
+    tiny.vmm("create", "m", *SMALL)
+    pid = start(tiny, "m")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: tiny.machine("m")["state"] == "failed")
+    assert f"pid {pid}" in tiny.machine("m")["reason"]
+    (row,) = tiny.json("list")
+    assert (row["state"], row["pid"]) == ("failed", None)
+    # And it can be started again, on the same address.
+    start(tiny, "m")
+    assert tiny.machine("m")["ip_address"] == "172.16.0.2"
+    tiny.vmm("stop", "m", "--force")
+
+
+def test_a_guest_that_resets_ends_its_machine(tiny: Host, tmp_path: Path) -> None:
+    add_tiny(tiny, tmp_path, tiny_kernel.Then.RESET, "resets")
+    tiny.vmm("create", "m", *SMALL, "--kernel", "resets")
+    tiny.vmm("start", "m", "--wait", "none", check=False)
+    wait_for(lambda: tiny.machine("m")["state"] in ("failed", "stopped"))
+
+
+def test_a_hung_engine_is_listed_at_once_and_stopped_in_time(tiny: Host) -> None:
+    tiny.vmm("create", "m", *SMALL)
+    pid = start(tiny, "m")
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert tiny.json("list")[0]["state"] == "running"
+    assert time.monotonic() - began < 5
+    began = time.monotonic()
+    assert "killed" in tiny.vmm("stop", "m", "--timeout", "1").stdout
+    assert time.monotonic() - began < 15
+
+
+def test_a_kernel_that_is_none_fails_and_leaves_nothing(tiny: Host) -> None:
+    tiny.vmm("create", "m", *SMALL)
+    kernel = tiny.data_dir / "images" / "kernels" / "tiny" / "vmlinux"
+    good = kernel.read_bytes()
+    kernel.write_bytes(b"\x7fELF but no kernel" * 100)
+    said = tiny.fails("start", "m")
+    assert "ended at its start" in said
+    assert re.search(r"[Kk]ernel|ELF|elf|boot", said), said
+    shown = tiny.machine("m")
+    assert shown["state"] == "failed"
+    assert shown["reason"]
+    assert "vmm-ac100002" not in tiny.run("ip", "-o", "link").stdout
+    assert tiny.processes() == []
+    kernel.write_bytes(good)
+    start(tiny, "m")
+
+
+def test_a_machine_that_runs_is_not_deleted_unless_forced(tiny: Host) -> None:
+    tiny.vmm("create", "m", *SMALL)
+    start(tiny, "m")
+    assert "--force" in tiny.fails("delete", "m")
+    assert "It is running" in tiny.fails("set", "m", "--memory", "256")
+    tiny.vmm("set", "m", "--no-auto-start")
+    assert tiny.machine("m")["auto_start"] is False
+    tiny.vmm("delete", "m", "-f")
+
+
+def test_a_foreign_process_with_the_recorded_pid_is_never_touched(tiny: Host) -> None:
+    """The row says a pid that now belongs to someone else: vmm must see that, and leave it alone."""
+    import sqlite3
+    import subprocess
+
+    tiny.vmm("create", "m", *SMALL)
+    pid = start(tiny, "m")
+    os.kill(pid, signal.SIGKILL)
+    with subprocess.Popen(["sleep", "300"]) as foreign:
+        try:
+            ticks = int(Path(f"/proc/{foreign.pid}/stat").read_text().rpartition(")")[2].split()[19])
+            connection = sqlite3.connect(tiny.data_dir / "state" / "vmm.db")
+            connection.execute("UPDATE machines SET pid = ?, start_ticks = ?", (foreign.pid, ticks))
+            connection.commit()
+            connection.close()
+            assert tiny.machine("m")["state"] == "failed"
+            tiny.vmm("stop", "m", "--force")
+            tiny.vmm("delete", "m", "--force")
+            assert foreign.poll() is None
+        finally:
+            foreign.kill()
+
+
+def test_several_machines_at_once(tiny: Host) -> None:
+    for number in range(4):
+        tiny.vmm("create", f"m{number}", *SMALL)
+    tiny.vmm("start", "--all")
+    assert [row["state"] for row in tiny.json("list", "--filter", "state=running")] == ["running"] * 4
+    began = time.monotonic()
+    tiny.vmm("stop", "--all", "--timeout", "1")
+    assert time.monotonic() - began < 30
+    assert {row["state"] for row in tiny.json("list")} == {"stopped"}
+    tiny.vmm("delete", "m0", "m1")
+    said = tiny.vmm("delete", "m2", "nosuch", "m3", check=False)
+    assert said.returncode == 1
+    assert "nosuch" in said.stderr
+    assert tiny.json("list") == []
+
+
+def test_a_full_user_space_where_the_cpu_has_virtualization(host: Host) -> None:
+    report = kvm_report()
+    if not report.can_run_guests:
+        pytest.skip(f"Firecracker cannot run an unmodified guest here: {report.why}")
+    host.vmm("create", "m", "--engine", "firecracker")
+    host.vmm("start", "m", "--wait", "ssh")
+    assert host.guest("m", "cat /proc/1/comm") == "systemd"
+    assert "shut down by the guest" in host.vmm("stop", "m").stdout

@@ -1,0 +1,281 @@
+"""A real guest with a real user space, on the qemu engine: everything that a user does with a machine."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts import OUTSIDE_HOST, OUTSIDE_WORLD, Host, serving, sh, the_world, wait_for
+
+pytestmark = pytest.mark.system
+
+# Serves HTTP on every port given, and says which port it was.
+WEB = """
+import http.server, sys, threading
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{WORD} port {self.server.server_address[1]} to {self.client_address[0]}\\n".encode()
+        self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *a): pass
+WORD = sys.argv[1]
+servers = [http.server.ThreadingHTTPServer(("0.0.0.0", int(p)), Answer) for p in sys.argv[2:]]
+for s in servers[1:]: threading.Thread(target=s.serve_forever, daemon=True).start()
+print("ready", flush=True)
+servers[0].serve_forever()
+"""
+
+# What listens inside the guest, which has no Python: systemd starts a shell for each connection.
+INSIDE = r"""
+printf '#!/bin/sh\nsed "/^.$/q" >/dev/null\nprintf "HTTP/1.0 200 OK\\r\\n\\r\\n"\necho from inside\n' >/usr/local/bin/web
+chmod +x /usr/local/bin/web
+for port in 80 443; do
+printf "[Socket]\nListenStream=$port\nAccept=yes\n[Install]\nWantedBy=sockets.target\n" >/etc/systemd/system/web$port.socket
+printf '[Service]\nStandardInput=socket\nExecStart=/usr/local/bin/web\n' >/etc/systemd/system/web$port@.service
+systemctl -q enable --now web$port.socket
+done
+printf '#!/bin/sh\nread -r line; echo "udp: $line"\n' >/usr/local/bin/echo-udp
+"""
+
+
+@pytest.fixture(scope="module")
+def world(shared_host: Host) -> Iterator[str]:
+    with the_world(shared_host) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("key") / "id"
+    sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a user's own", "-f", str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dev(shared_host: Host, world: str, key: Path) -> Host:
+    """A host with the machine `dev` running: a disk larger than the image, a key of the user's, a resolver."""
+    created = shared_host.vmm(
+        "create", "dev", "--cpus", "2", "--disk", "1536", "--ssh-key", f"{key}.pub", "--dns", "192.0.2.53",
+        "--label", "project=web", "--engine", "qemu",
+    )  # fmt: skip
+    assert "172.16.0.2" in created.stdout
+    started = shared_host.vmm("start", "dev", "--wait", "ssh")
+    assert "running at 172.16.0.2" in started.stdout
+    return shared_host
+
+
+def curl(namespace: str, url: str, *, timeout: float = 15) -> str:
+    argv = ["ip", "netns", "exec", namespace, "curl", "-sf", "--max-time", "5", url]
+    deadline = time.monotonic() + timeout
+    while True:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode == 0 or time.monotonic() > deadline:
+            return done.stdout
+        time.sleep(0.2)
+
+
+def test_the_facts_are_applied_inside_the_guest(dev: Host) -> None:
+    assert dev.guest("dev", "hostname; cat /etc/hostname") == "dev\ndev"
+    assert dev.guest("dev", "cat /etc/resolv.conf") == "nameserver 192.0.2.53"
+    assert dev.guest("dev", "cat /proc/1/comm") == "systemd"
+    assert dev.guest("dev", "cat /etc/machine-id") == dev.machine("dev")["id"]
+    assert "127.0.1.1 dev" in dev.guest("dev", "cat /etc/hosts")
+    assert dev.guest("dev", "systemctl is-system-running --wait; systemctl --failed --no-legend") == "running"
+
+
+def test_the_root_has_grown(dev: Host) -> None:
+    blocks = int(dev.guest("dev", "df --output=size -BM / | tail -1").rstrip("M"))
+    assert 1400 < blocks <= 1536
+
+
+def test_exit_codes_and_words_come_through(dev: Host) -> None:
+    assert dev.vmm("exec", "dev", "--", "sh", "-c", "exit 7", check=False).returncode == 7
+    assert dev.vmm("exec", "dev", "--", "printf", "%s|", "a  b", "c'd", "$e").stdout == "a  b|c'd|$e|"
+    assert dev.vmm("ssh", "dev", "--", "cat", stdin="from stdin").stdout == "from stdin"
+    assert "exit 3" not in dev.vmm("ssh", "dev", "--", "exit 3", check=False).stderr
+
+
+def test_only_the_keys_that_were_given_open_it_and_the_host_key_is_checked(
+    dev: Host, key: Path, tmp_path: Path
+) -> None:
+    keys = dev.guest("dev", "cat /root/.ssh/authorized_keys").splitlines()
+    assert len(keys) == 2
+    assert key.with_suffix(".pub").read_text().strip() in keys
+    known = tmp_path / "known"
+    directory = dev.data_dir / "vms" / "dev"
+    assert (directory / "known_hosts").stat().st_mode & 0o777 == 0o644
+    options = [
+        "-F",
+        "none",
+        "-o",
+        f"UserKnownHostsFile={known}",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "StrictHostKeyChecking=yes",
+    ]
+    alias = ["-o", f"HostKeyAlias={dev.machine('dev')['id']}"]
+    argv = ["ssh", *options, *alias, "-i", str(key), "root@172.16.0.2", "true"]
+    known.write_text((directory / "known_hosts").read_text())
+    dev.run(*argv)
+    # Another machine's key, or a man in the middle: refused.
+    other = tmp_path / "other"
+    sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other))
+    known.write_text(f"{dev.machine('dev')['id']} {' '.join(other.with_suffix('.pub').read_text().split()[:2])}\n")
+    refused = dev.run(*argv, check=False)
+    assert refused.returncode == 255
+    assert "Host key verification failed" in refused.stderr
+
+
+def test_secrets_are_no_ones_but_roots(dev: Host) -> None:
+    directory = dev.data_dir / "vms" / "dev"
+    for name in ("disk.ext4", "initrd", "ssh_host_ed25519_key"):
+        assert (directory / name).stat().st_mode & 0o077 == 0, name
+    for path in (dev.data_dir / "ssh", dev.data_dir / "sockets"):
+        assert path.stat().st_mode & 0o777 == 0o700
+    assert (dev.data_dir / "ssh" / "vmm_ed25519").stat().st_mode & 0o777 == 0o600
+    assert (dev.data_dir / "sockets" / "dev.sock").stat().st_mode & 0o077 == 0
+    assert (dev.data_dir / "logs" / "dev.console").stat().st_mode & 0o077 == 0
+
+
+def test_any_user_may_list_and_show(dev: Host) -> None:
+    for parent in [dev.data_dir, *dev.data_dir.parents[:3]]:
+        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    argv = [*dev.prefix, *nobody, sys.executable, "-m", "vmm", "list", "--output", "json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=dev.environment)
+    if "No module named" in done.stderr or "Permission denied" in done.stderr:
+        pytest.fail(f"this checkout cannot be read by other users: {done.stderr}")
+    (machine,) = json.loads(done.stdout)
+    assert (machine["name"], machine["state"]) == ("dev", "running")
+    refused = subprocess.run(
+        [*argv[:-3], "stop", "dev"], capture_output=True, text=True, check=False, env=dev.environment
+    )
+    assert refused.returncode == 1
+    assert "needs root" in refused.stderr
+
+
+def test_the_world_is_reached_masqueraded(dev: Host, world: str) -> None:
+    with serving(world, "-c", WEB, "world", "80"):
+        said = dev.guest("dev", f"curl -sf --max-time 10 http://{OUTSIDE_WORLD}/")
+    assert said == f"world port 80 to {OUTSIDE_HOST}"
+
+
+def test_forwards_work_from_outside_and_from_localhost(dev: Host, world: str) -> None:
+    dev.guest("dev", INSIDE)
+    dev.vmm("port-forward", "add", "dev", "8080:80")
+    dev.vmm("port-forward", "dev", "127.0.0.1:8081:80")  # the older form
+    assert curl(world, f"http://{OUTSIDE_HOST}:8080/") == "from inside\n"
+    assert curl(dev.namespace, "http://127.0.0.1:8080/") == "from inside\n"
+    assert curl(dev.namespace, f"http://{OUTSIDE_HOST}:8080/") == "from inside\n"
+    assert curl(dev.namespace, "http://127.0.0.1:8081/") == "from inside\n"
+    assert curl(world, f"http://{OUTSIDE_HOST}:8081/", timeout=1) == ""
+    listed = dev.json("port-forward", "list", "dev")
+    assert [(row["host_address"], row["host_port"], row["guest_port"]) for row in listed] == [
+        ("0.0.0.0", 8080, 80),
+        ("127.0.0.1", 8081, 80),
+    ]
+    dev.vmm("port-forward", "remove", "dev", "127.0.0.1:8081:80")
+    assert curl(dev.namespace, "http://127.0.0.1:8081/", timeout=1) == ""
+
+
+def test_udp_is_forwarded(dev: Host, world: str) -> None:
+    dev.vmm("port-forward", "add", "dev", "5353:53/udp")
+    # The guest answers with a port-unreachable, which proves that the datagram reached it, and came back translated.
+    probe = (
+        "import socket; s=socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5);"
+        f"s.connect(('{OUTSIDE_HOST}', 5353)); s.send(b'x')\n"
+        "try: s.recv(9)\nexcept ConnectionRefusedError: print('refused by the guest')\nexcept TimeoutError: print('lost')"
+    )
+    said = sh("ip", "netns", "exec", world, sys.executable, "-c", probe).stdout.strip()
+    assert said == "refused by the guest"
+
+
+def test_forwarding_443_leaves_the_machines_own_https_alone(dev: Host, world: str) -> None:
+    dev.vmm("port-forward", "add", "dev", "443:443")
+    with serving(world, "-c", WEB, "world", "443"):
+        assert dev.guest("dev", f"curl -sf --max-time 10 http://{OUTSIDE_WORLD}:443/").startswith("world port 443")
+    assert curl(world, f"http://{OUTSIDE_HOST}:443/") == "from inside\n"
+
+
+def test_the_host_and_its_cloud_are_out_of_the_guests_reach(dev: Host) -> None:
+    with serving(dev.namespace, "-c", WEB, "host", "9099"):
+        for target in ("172.16.0.1:9099", f"{OUTSIDE_HOST}:9099", "169.254.169.254:80"):
+            code = dev.guest("dev", f"curl -s --max-time 2 http://{target}/ >/dev/null; echo $?")
+            assert code == "28", target  # timed out: dropped
+    assert dev.guest("dev", "ping -c1 -W2 172.16.0.1 >/dev/null; echo $?") == "0"
+
+
+def test_no_process_of_vmms_stays_and_none_is_started_to_list(dev: Host) -> None:
+    engines = [line for line in dev.processes() if "qemu-system" in line]
+    assert len(dev.processes()) == len(engines) == 1
+    traced = dev.run(
+        "strace", "-f", "-qq", "-e", "trace=execve,socket", sys.executable, "-m", "vmm", "list", env=dev.environment
+    )
+    assert traced.stderr.count("execve(") == 1
+    assert "AF_UNIX" not in traced.stderr
+
+
+def test_a_guest_cannot_make_the_host_write_anywhere(dev: Host, tmp_path: Path) -> None:
+    """The original's worst hole: the host wrote keys and resolv.conf through links that the guest had made."""
+    bait = tmp_path / "bait"
+    bait.mkdir()
+    (bait / "authorized_keys").write_text("untouched\n")
+    (bait / "resolv.conf").write_text("untouched\n")
+    dev.guest(
+        "dev",
+        f"mv /root/.ssh /root/.ssh-away && ln -s {bait} /root/.ssh && ln -sf {bait}/resolv.conf /etc/resolv.conf"
+        f" && echo kept > /root/note && sync",
+    )
+    stopped = dev.vmm("stop", "dev")
+    assert "shut down by the guest" in stopped.stdout
+    traced = tmp_path / "trace"
+    argv = ["strace", "-f", "-qq", "-e", "trace=mount", "-o", str(traced), sys.executable, "-m", "vmm", "start", "dev"]
+    dev.run(*argv, env=dev.environment)
+    assert [line for line in traced.read_text().splitlines() if "mount(" in line] == []
+    console = dev.data_dir / "logs" / "dev.console"
+    wait_for(lambda: "leads elsewhere" in console.read_text(errors="replace"), what="stage-1's word")
+    dev.vmm("stop", "dev", "--force")
+    assert (bait / "authorized_keys").read_text() == "untouched\n"
+    assert (bait / "resolv.conf").read_text() == "untouched\n"
+    # The user mends it from outside, offline, with the file system's own tool; vmm never does.
+    disk = str(dev.data_dir / "vms" / "dev" / "disk.ext4")
+    sh("debugfs", "-w", "-R", "rm /root/.ssh", disk)
+    sh("e2fsck", "-fy", disk, check=False)
+
+
+def test_all_is_back_after_a_stop_and_a_start(dev: Host, world: str, key: Path) -> None:
+    dev.vmm("start", "dev", "--wait", "ssh")
+    assert dev.machine("dev")["ip_address"] == "172.16.0.2"
+    assert dev.guest("dev", "cat /root/note") == "kept"
+    assert len(dev.guest("dev", "cat /root/.ssh/authorized_keys").splitlines()) == 2
+    assert not re.search(r"^l", dev.guest("dev", "ls -l /etc/resolv.conf"))
+    assert curl(world, f"http://{OUTSIDE_HOST}:8080/") == "from inside\n"
+    assert curl(dev.namespace, "http://127.0.0.1:8080/") == "from inside\n"
+    assert dev.vmm("console", "dev", "--full").stdout.count("=== vmm: dev boots at") == 3
+
+
+def test_starting_what_runs_and_stopping_what_stands_is_no_error(dev: Host) -> None:
+    assert "runs already" in dev.vmm("start", "dev").stdout
+    assert "is running" not in dev.vmm("start", "dev").stdout
+
+
+def test_a_guests_own_power_off_is_a_stop(dev: Host) -> None:
+    dev.guest("dev", "systemctl --no-block poweroff", check=False)
+    wait_for(lambda: dev.machine("dev")["state"] == "stopped", what="the power-off")
+    assert dev.machine("dev")["reason"] == "the guest powered off"
+    assert "does not run" in dev.vmm("stop", "dev").stdout
+
+
+def test_run_makes_a_machine_for_one_command_and_removes_it(shared_host: Host) -> None:
+    done = shared_host.vmm(
+        "run", "--rm", "--cpus", "2", "--engine", "qemu", "--", "sh -c 'uname -s; exit 5'", check=False
+    )
+    assert done.returncode == 5, done.stderr
+    assert done.stdout.strip() == "Linux"
+    assert [row["name"] for row in shared_host.json("list")] in (["dev"], [])
