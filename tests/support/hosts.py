@@ -15,6 +15,7 @@ LIBRARY = Path(os.environ.get("VMM_TEST_LIBRARY", ""))
 VMM = [str(Path(sys.executable).with_name("vmm"))]
 # Set aside for documentation (RFC 5737): no host routes it.
 OUTSIDE_HOST, OUTSIDE_WORLD = "192.0.2.1", "192.0.2.2"
+METADATA = "169.254.169.254"
 
 
 def sh(*argv: str, check: bool = True, timeout: float = 120, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -162,6 +163,9 @@ def the_world(host: Host) -> Iterator[str]:
             sh("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", link)
             sh("ip", "-n", namespace, "link", "set", link, "up")
             sh("ip", "-n", namespace, "link", "set", "lo", "up")
+        sh("ip", "-n", host.namespace, "route", "add", "default", "via", OUTSIDE_WORLD)
+        # What a cloud answers to its machines, with secrets in it.
+        sh("ip", "-n", world, "addr", "add", f"{METADATA}/32", "dev", "lo")
         yield world
     finally:
         sh("ip", "netns", "del", world)

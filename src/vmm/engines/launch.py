@@ -1,7 +1,6 @@
 """What both engines do alike: start a process beside a fresh socket, and wait until it reports a running guest."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,18 +16,11 @@ _WORDS_BYTES = 2000
 
 
 def spawn(argv: Sequence[str], plan: BootPlan) -> ProcessIdentity:
-    """Start an engine: stdout is the console, stderr the log. A socket that an earlier one left is removed.
-
-    The umask makes the API socket that the engine binds its owner's alone.
-    """
+    """Start an engine: stdout is the console, stderr the log. A socket that an earlier one left is removed."""
     try:
         plan.socket.unlink(missing_ok=True)
-        mask = os.umask(0o077)
-        try:
-            with plan.console.open("ab") as console, plan.log.open("wb") as log:
-                return hands.spawn(argv, marker=str(plan.socket), output=console, errors=log)
-        finally:
-            os.umask(mask)
+        with plan.console.open("ab") as console, plan.log.open("wb") as log:
+            return hands.spawn(argv, marker=str(plan.socket), output=console, errors=log)
     except OSError as error:
         raise EngineError(
             f"The engine of {plan.name!r} cannot be started.",

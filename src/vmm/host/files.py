@@ -113,7 +113,8 @@ def locked(path: Path, *, what: str, timeout_s: float) -> Generator[None]:
     Raises:
         ConflictError: another process held it for longer than `timeout_s`.
     """
-    make_dir(path.parent, mode=0o755)
+    if not path.parent.is_dir():
+        make_dir(path.parent)
     fd = _acquire(path, what=what, timeout_s=timeout_s)
     try:
         yield

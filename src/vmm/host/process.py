@@ -115,6 +115,8 @@ def spawn(argv: Sequence[str], *, marker: str, output: IO[bytes], errors: IO[byt
             env=environment(),
             cwd="/",
             start_new_session=True,
+            # What it makes, its API socket above all, is its owner's alone. In the child: ours has other threads.
+            umask=0o077,
         )
     except FileNotFoundError as error:
         raise _missing(argv[0]) from error

@@ -129,7 +129,8 @@ class Firewall:
             ["-i", self.bridge],
         ):
             marked = [*rule, "-m", "comment", "--comment", _COMMENT, "-j", "ACCEPT"]
-            if not any(set(rule) <= set(known) for known in present):
+            # Its direction and interface tell each of ours; iptables writes the rest its own way.
+            if not any(set(rule[:2]) <= set(known) for known in present):
                 process.run(["iptables", "-w", "-I", chain, *marked])
 
 

@@ -48,6 +48,9 @@ def mend_bridge(name: str, subnet: Subnet) -> None:
             mac = bytes.fromhex(lease_for(gateway).mac.replace(":", ""))
             with contextlib.suppress(FileExistsError):
                 netlink.make_bridge(name, mac)
+            # Someone removed it under running machines: they get their cable back.
+            for tap in taps():
+                netlink.join_bridge(tap, name)
         netlink.set_up(name)
         netlink.add_address(name, subnet.gateway, subnet.prefix_length, str(subnet.network.broadcast_address))
         (_SYSCTL / "ip_forward").write_text("1", encoding="ascii")
