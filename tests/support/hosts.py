@@ -39,10 +39,13 @@ class Host:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("VMM_")}
         return {**kept, "VMM_DATA_DIR": str(self.data_dir)}
 
-    def vmm(self, *arguments: str, check: bool = True, timeout: float = 180, stdin: str = "", **kwargs):
-        """Run vmm in this host; with `check` it must end with 0."""
+    def vmm(
+        self, *arguments: str, check: bool = True, timeout: float = 180, stdin: str = "", extra=None, **kwargs
+    ) -> subprocess.CompletedProcess[str]:
+        """Run vmm in this host, with `extra` in its environment; with `check` it must end with 0."""
         argv = [*self.prefix, *VMM, *arguments]
-        return sh(*argv, check=check, timeout=timeout, input=stdin, env=self.environment, **kwargs)
+        environment = {**self.environment, **(extra or {})}
+        return sh(*argv, check=check, timeout=timeout, input=stdin, env=environment, **kwargs)
 
     def popen(self, *arguments: str, **kwargs) -> subprocess.Popen[str]:
         return subprocess.Popen([*self.prefix, *VMM, *arguments], env=self.environment, text=True, **kwargs)

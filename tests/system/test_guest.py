@@ -237,7 +237,7 @@ def test_a_guest_cannot_make_the_host_write_anywhere(dev: Host, tmp_path: Path) 
     wait_for(lambda: dev.machine("dev")["state"] == "stopped", what="the power-off")
     traced = tmp_path / "trace"
     console = dev.data_dir / "logs" / "dev.console"
-    argv = [*dev.prefix, "strace", "-f", "-qq", "-e", "trace=mount,open_by_handle_at", "-o", str(traced)]
+    argv = [*dev.prefix, "strace", "-I", "1", "-f", "-qq", "-e", "trace=mount,open_by_handle_at", "-o", str(traced)]
     # strace stays as long as the engine does; it goes when the guest has been through all of stage-1.
     tracer = subprocess.Popen([*argv, sys.executable, "-m", "vmm", "start", "dev"], env=dev.environment)
     wait_for(lambda: "leads elsewhere" in console.read_text(errors="replace"), what="stage-1's word")

@@ -110,7 +110,9 @@ def run(arguments: Sequence[str]) -> int:
         return _wrong_usage(error)
     except (KeyboardInterrupt, click.Abort) as error:
         click.echo("\nInterrupted; what was under way was undone or can be repeated.", err=True)
-        return 128 + error.number if isinstance(error, Ended) else ExitCode.INTERRUPTED
+        # click turns what interrupted it into an Abort of its own.
+        signalled = error.__cause__ if isinstance(error, click.Abort) else error
+        return 128 + signalled.number if isinstance(signalled, Ended) else ExitCode.INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone. The interpreter must not try to flush it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

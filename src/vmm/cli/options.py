@@ -39,9 +39,9 @@ class Settings:
         return choose(quiet=self.quiet)
 
     def say(self, text: str) -> None:
-        """Print a result for people, unless --quiet."""
+        """Print a result for people, unless --quiet; beside a listing for programs it goes to stderr."""
         if not self.quiet:
-            click.echo(text)
+            click.echo(text, err=self.output != "table")
 
 
 def settings() -> Settings:

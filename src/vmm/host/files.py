@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -14,6 +15,8 @@ from vmm.errors import ConflictError, HostError
 
 # FICLONE of linux/fs.h: share all of a file's blocks (XFS, btrfs, bcachefs).
 _FICLONE = 0x40049409
+# A directory of `staging_dir`: PREFIX-PID-RANDOM.
+_STAGING = re.compile(r"[.a-z0-9]+-[0-9]+-[a-z0-9_]{8}")
 
 
 def confined(root: Path, name: str) -> Path:
@@ -93,17 +96,49 @@ def remove_tree(path: Path) -> None:
 
 @contextlib.contextmanager
 def staging_dir(root: Path, *, prefix: str) -> Generator[Path]:
-    """A private directory (0700) for work in progress; it is gone when the block ends, however it ends."""
+    """A private directory (0700) for work in progress; it is gone when the block ends, however it ends.
+
+    What a killed process left of its own in `root` goes now: each holds a lock on its directory while it lives.
+    """
     if not root.is_dir():
         make_dir(root, mode=0o700)
     try:
-        path = Path(tempfile.mkdtemp(dir=root, prefix=f"{prefix}-{os.getpid()}-"))
+        path, lock = _new_staging(root, prefix)
     except OSError as error:
         raise _told(error, f"No working directory can be made in {root}.") from error
     try:
         yield path
     finally:
         remove_tree(path)
+        os.close(lock)
+
+
+def _new_staging(root: Path, prefix: str) -> tuple[Path, int]:
+    """Return a new directory and the descriptor that holds its lock."""
+    guard = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Between making a directory and locking it, nobody may take it for one that was left behind.
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        for entry in root.iterdir():
+            if _STAGING.fullmatch(entry.name):
+                _sweep(entry)
+        path = Path(tempfile.mkdtemp(dir=root, prefix=f"{prefix}-{os.getpid()}-"))
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return path, lock
+    finally:
+        os.close(guard)
+
+
+def _sweep(entry: Path) -> None:
+    """Remove a staging directory that no living process holds."""
+    with contextlib.suppress(FileNotFoundError, BlockingIOError):
+        fd = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(entry)
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,16 @@
 """`vmm image` and `vmm kernel`: what no machine uses may go."""
 
+import contextlib
 from collections.abc import Sequence
 
-from vmm.errors import ConflictError
+from vmm.errors import ConflictError, ImageError
 from vmm.model.site import Site
 
 
 def delete_image(site: Site, name: str) -> str:
     """Delete an image. Raises ConflictError while a machine was made from it."""
-    site.images.get(name)
+    with contextlib.suppress(ImageError):  # a damaged one is there to be deleted
+        site.images.get(name)
     _refuse_used("image", name, site.store.users_of(image=name))
     site.images.delete(name)
     return name
@@ -16,7 +18,8 @@ def delete_image(site: Site, name: str) -> str:
 
 def delete_kernel(site: Site, name: str) -> str:
     """Delete a kernel. Raises ConflictError while a machine boots it."""
-    site.kernels.get(name)
+    with contextlib.suppress(ImageError):
+        site.kernels.get(name)
     _refuse_used("kernel", name, site.store.users_of(kernel=name))
     site.kernels.delete(name)
     return name
