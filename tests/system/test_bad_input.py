@@ -1,0 +1,376 @@
+"""Everything that a user can get wrong: an error in three parts, the right exit code, and nothing half-made."""
+
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from frames import inside
+from hosts import VMM, Host, sh
+
+from conftest import add_tiny
+
+pytestmark = pytest.mark.system
+
+SMALL = ("--kernel", "tiny", "--image", "tiny", "--disk", "256", "--memory", "128", "--engine", "firecracker")
+
+
+@pytest.fixture(scope="module")
+def ready(shared_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """A host with one machine `here` that never ran, and one, `busy`, that runs with a forward."""
+    add_tiny(shared_host, tmp_path_factory.mktemp("tiny"))
+    (shared_host.data_dir / "config").mkdir()
+    shared_host.vmm("create", "here", *SMALL, "--disk", "512")
+    shared_host.vmm("create", "busy", *SMALL)
+    shared_host.vmm("start", "busy")
+    shared_host.vmm("port-forward", "add", "busy", "7000:70")
+    return shared_host
+
+
+def everything(host: Host) -> dict[str, object]:
+    """Return what must be the same after an error: every machine, and the name of every file."""
+    names = sorted(str(path) for path in host.data_dir.rglob("*") if "locks" not in path.parts)
+    return {"machines": host.json("list"), "files": names, "links": host.run("ip", "-o", "link").stdout.count("\n")}
+
+
+BAD_NAMES = ["", "-x", ".hidden", "../up", "a/b", "a b", "a;b", "ä", "x" * 65, "a\nb", "$(id)", "a,b"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names(ready: Host, name: str) -> None:
+    before = everything(ready)
+    for verb in (["create"], ["start"], ["stop"], ["delete"], ["show"], ["console"], ["set", "--cpus", "1"]):
+        ready.fails(*verb, "--", name, code=2)
+    ready.fails("create", "ok", "--image", name, code=2) if name else None
+    ready.fails("create", "ok", "--kernel", name, code=2) if name else None
+    ready.fails("image", "import", "/dev/null", "--name", name, code=2)
+    ready.fails("kernel", "delete", "--", name, code=2)
+    ready.fails("port-forward", "add", "--", name, "1:1", code=2)
+    assert everything(ready) == before
+
+
+WRONG: list[tuple[int, str, list[str]]] = [
+    # Sizes and numbers
+    (2, "--memory", ["create", "m", "--memory", "127"]),
+    (2, "--memory", ["create", "m", "--memory", "65G"]),
+    (2, "is not a size", ["create", "m", "--memory", "lots"]),
+    (2, "is not a size", ["create", "m", "--memory", "-5"]),
+    (2, "is not a size", ["create", "m", "--memory", "1.5G"]),
+    (2, "is not a size", ["create", "m", "--memory", "9" * 40]),
+    (2, "--cpus", ["create", "m", "--cpus", "0"]),
+    (2, "--cpus", ["create", "m", "--cpus", "33"]),
+    (2, "--cpus", ["create", "m", "--cpus", "two"]),
+    (2, "--disk", ["create", "m", *SMALL, "--disk", "255"]),
+    (2, "too small for the image", ["create", "m", "--disk", "300"]),
+    (2, "--disk", ["create", "m", "--disk", "2T"]),
+    (2, "cannot shrink", ["set", "here", "--disk", "511", "--memory", "256"]),
+    (2, "--memory", ["set", "here", "--memory", "1"]),
+    (2, "what to change", ["set", "here"]),
+    # Things that are not there
+    (1, "no image 'nosuch'", ["create", "m", "--image", "nosuch"]),
+    (1, "no kernel 'nosuch'", ["create", "m", "--kernel", "nosuch"]),
+    (1, "no kernel 'nosuch'", ["set", "here", "--kernel", "nosuch"]),
+    (2, "nosuch", ["create", "m", "--engine", "nosuch"]),
+    (1, "no machine 'nosuch'", ["start", "nosuch"]),
+    (1, "no machine 'nosuch'", ["stop", "nosuch"]),
+    (1, "no machine 'nosuch'", ["delete", "nosuch"]),
+    (1, "no machine 'nosuch'", ["show", "nosuch"]),
+    (1, "no machine 'nosuch'", ["console", "nosuch"]),
+    (1, "no machine 'nosuch'", ["ssh", "nosuch"]),
+    (1, "no machine 'nosuch'", ["exec", "nosuch", "--", "true"]),
+    (1, "no machine 'nosuch'", ["set", "nosuch", "--cpus", "1"]),
+    (1, "no machine 'nosuch'", ["port-forward", "add", "nosuch", "80:80"]),
+    (1, "no machine 'nosuch'", ["port-forward", "list", "nosuch"]),
+    (1, "Did you mean 'here'", ["start", "hre"]),
+    (1, "no image 'nosuch'", ["image", "delete", "nosuch"]),
+    (1, "no kernel 'nosuch'", ["kernel", "delete", "nosuch"]),
+    (1, "to pull", ["image", "pull", "windows"]),
+    (1, "to pull", ["kernel", "pull", "bsd"]),
+    (1, "cannot be read", ["image", "import", "/nonexistent", "--name", "i"]),
+    (1, "cannot be read", ["kernel", "import", "/nonexistent", "--name", "k"]),
+    # What exists already, or is in use
+    (1, "already", ["create", "here", *SMALL]),
+    (1, "is forwarded already", ["port-forward", "add", "here", "7000:1"]),
+    (1, "is forwarded already", ["port-forward", "add", "here", "127.0.0.1:7000:1"]),
+    (1, "has no forward", ["port-forward", "remove", "busy", "7000:71"]),
+    (1, "has no forward", ["port-forward", "remove", "busy", "7001:70"]),
+    (1, "is in use", ["image", "delete", "tiny"]),
+    (1, "is in use", ["kernel", "delete", "tiny"]),
+    (1, "It is running", ["delete", "busy"]),
+    (1, "It is running", ["set", "busy", "--cpus", "2"]),
+    (1, "It is created", ["ssh", "here"]),
+    # Ports
+    (2, "not a port forward", ["port-forward", "add", "here", "80"]),
+    (2, "not a port forward", ["port-forward", "add", "here", "0:80"]),
+    (2, "not a port forward", ["port-forward", "add", "here", "80:65536"]),
+    (2, "not a port forward", ["port-forward", "add", "here", "a:b"]),
+    (2, "not a port forward", ["port-forward", "add", "here", "80:80/icmp"]),
+    (2, "not a port forward", ["port-forward", "add", "here", "1:2:3:4"]),
+    (2, "not a port forward", ["port-forward", "add", "here", "nohost:80:80"]),
+    (1, "not an address of this host", ["port-forward", "add", "here", "198.51.100.1:80:80"]),
+    # Keys, labels, resolvers, users
+    (2, "cannot be read", ["create", "m", *SMALL, "--ssh-key", "/nonexistent.pub"]),
+    (2, "not an ssh public key", ["create", "m", *SMALL, "--ssh-key", "/etc/passwd"]),
+    (2, "cannot be read", ["create", "m", *SMALL, "--user-data", "/nonexistent"]),
+    (2, "not a label", ["create", "m", *SMALL, "--label", "nothing"]),
+    (2, "not a label", ["create", "m", *SMALL, "--label", "a=$(id)"]),
+    (2, "not the address of a resolver", ["create", "m", *SMALL, "--dns", "dns.example"]),
+    (2, "user name", ["ssh", "busy", "-u", "-oProxyCommand=id"]),
+    (2, "user name", ["ssh", "busy", "--user", "Root!"]),
+    (2, "not a filter", ["list", "--filter", "colour=red"]),
+    (2, "not a filter", ["list", "--filter", "state=asleep"]),
+    # The command line itself
+    (2, "no command", ["strat", "here"]),
+    (2, "Did you mean 'start'", ["strat", "here"]),
+    (2, "names", ["start"]),
+    (2, "not both", ["stop", "--all", "here"]),
+    (2, "--nosuch", ["list", "--nosuch"]),
+    (2, "seconds", ["stop", "here", "--timeout", "0"]),
+    (2, "seconds", ["stop", "here", "--timeout", "nan"]),
+    (2, "--output", ["list", "--output", "yaml"]),
+    (2, "", ["exec", "busy"]),
+    (2, "", ["show"]),
+    (2, "value for each", ["config", "set", "subnet"]),
+    (2, "no key", ["config", "set", "color", "red"]),
+    (1, "subnet", ["config", "set", "subnet", "10.0.0.0/31"]),
+    (1, "subnet", ["config", "set", "subnet", "banana"]),
+    (1, "bridge", ["config", "set", "bridge_name", "a-name-that-is-too-long"]),
+    (1, "engine", ["config", "set", "vm_defaults.engine", "xen"]),
+    (1, "vm_defaults.cpus", ["config", "set", "vm_defaults.cpus", "99"]),
+]
+
+
+@pytest.mark.parametrize(("code", "words", "arguments"), WRONG, ids=[" ".join(row[2])[:60] for row in WRONG])
+def test_what_is_wrong_is_said_and_changes_nothing(ready: Host, code: int, words: str, arguments: list[str]) -> None:
+    before = everything(ready)
+    said = ready.fails(*arguments, code=code)
+    assert words in said
+    assert everything(ready) == before
+
+
+def test_a_port_that_a_program_listens_on(ready: Host) -> None:
+    with inside(ready.namespace), socket.create_server(("127.0.0.1", 7010)):
+        assert "in use" in ready.fails("port-forward", "add", "here", "7010:80")
+        # Another protocol is another port.
+        ready.vmm("port-forward", "add", "here", "7010:80/udp")
+        ready.vmm("port-forward", "remove", "here", "7010:80/udp")
+
+
+def test_a_private_key_is_refused_and_never_quoted(ready: Host, tmp_path: Path) -> None:
+    sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "id"))
+    said = ready.fails("create", "m", *SMALL, "--ssh-key", str(tmp_path / "id"), code=2)
+    assert "private key" in said
+    secret = (tmp_path / "id").read_text().splitlines()[2]
+    assert secret not in said
+    assert secret not in ready.vmm("-v", "create", "m", *SMALL, "--ssh-key", str(tmp_path / "id"), check=False).stderr
+
+
+def test_without_root(ready: Host) -> None:
+    for parent in [ready.data_dir, *ready.data_dir.parents[:3]]:
+        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    before = everything(ready)
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *VMM]
+    for arguments in (["create", "m"], ["start", "here"], ["stop", "busy"], ["delete", "here"], ["restart", "busy"],
+                      ["set", "here", "--cpus", "2"], ["port-forward", "add", "here", "1:1"], ["run", "m"], ["setup"],
+                      ["image", "pull"], ["kernel", "pull"], ["image", "delete", "tiny"], ["autostart"]):  # fmt: skip
+        done = ready.run(*nobody, *arguments, check=False, env=ready.environment)
+        assert done.returncode == 1, arguments
+        assert "needs root" in done.stderr, done.stderr
+        assert "sudo vmm" in done.stderr
+    for arguments in (["list"], ["show", "busy"], ["image", "list"], ["kernel", "list"], ["config", "show"],
+                      ["port-forward", "list", "busy"], ["version"], ["doctor"]):  # fmt: skip
+        done = ready.run(*nobody, *arguments, check=False, env=ready.environment)
+        assert "Error" not in done.stderr, done.stderr
+    assert "running" in ready.run(*nobody, "list", env=ready.environment).stdout
+    assert everything(ready) == before
+
+
+def hidden(host: Host, path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run vmm where `path` is another, useless thing: in a mount namespace of its own."""
+    script = f'mount --bind /dev/null {path} && exec {shutil.which("ip")} netns exec {host.namespace} "$@"'
+    argv = ["unshare", "-m", "sh", "-c", script, "sh", *VMM, *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, env=host.environment)
+
+
+@pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="this host has no /dev/kvm to hide")
+def test_without_kvm(ready: Host) -> None:
+    """A device that cannot be opened: mode 0 would not keep root out, a directory in its place does."""
+    script = (
+        "mkdir -p /tmp/vmmtest-kvm && mount -t tmpfs none /tmp/vmmtest-kvm && mkdir /tmp/vmmtest-kvm/dev"
+        " && mount --bind /dev /tmp/vmmtest-kvm/dev && mount -t tmpfs none /dev && touch /dev/null"
+        " && for n in null zero urandom random; do touch /dev/$n; mount --bind /tmp/vmmtest-kvm/dev/$n /dev/$n; done"
+        " && mkdir /dev/net && touch /dev/net/tun && mount --bind /tmp/vmmtest-kvm/dev/net/tun /dev/net/tun"
+        f' && exec {shutil.which("ip")} netns exec {ready.namespace} "$@"'
+    )
+    argv = ["unshare", "-m", "sh", "-c", script, "sh", *VMM]
+    try:
+        for arguments in (["create", "m", *SMALL], ["start", "here"]):
+            done = subprocess.run(
+                [*argv, *arguments], capture_output=True, text=True, check=False, env=ready.environment
+            )
+            assert done.returncode == 1, done.stderr
+            assert "/dev/kvm" in done.stderr or "KVM" in done.stderr, done.stderr
+            assert "To mend it" in done.stderr
+        doctor = subprocess.run([*argv, "doctor"], capture_output=True, text=True, check=False, env=ready.environment)
+        assert "/dev/kvm does not exist" in doctor.stdout
+    finally:
+        Path("/tmp/vmmtest-kvm").rmdir()
+    assert "vmm-ac100002" not in ready.run("ip", "-o", "link").stdout
+
+
+def test_without_the_engines_program(ready: Host) -> None:
+    firecracker = ready.data_dir / "bin" / "firecracker"
+    away = firecracker.with_name("away")
+    firecracker.rename(away)
+    try:
+        assert "vmm setup" in ready.fails("create", "m", *SMALL)
+        assert "vmm setup" in ready.fails("start", "here")
+        assert ready.machine("here")["state"] == "failed"
+    finally:
+        away.rename(firecracker)
+    ready.vmm("start", "here")
+    ready.vmm("stop", "here", "--force")
+
+
+def test_without_tun(ready: Host) -> None:
+    done = hidden(ready, "/dev/net/tun", "start", "here")
+    assert done.returncode == 1
+    assert "tap" in done.stderr
+    assert "vmm doctor" in done.stderr
+    assert "vmm-ac100002" not in ready.run("ip", "-o", "link").stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["not toml = = =", 'nosuch = "x"', "subnet = 5", '[vm_defaults]\ncpus = "two"', "\x00\xff", "[vm_defaults]\ncpus = 0",
+     'data_dir = ["a"]', 'subnet = "172.16.0.0/99"'],
+)  # fmt: skip
+def test_a_broken_configuration(ready: Host, text: str) -> None:
+    path = ready.data_dir / "config" / "config.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text.encode("latin-1"))
+    try:
+        for arguments in (["list"], ["start", "here"], ["create", "m"]):
+            said = ready.fails(*arguments)
+            assert str(path) in said or "subnet" in said, said
+    finally:
+        path.unlink()
+    # And one that was asked for must be there.
+    assert "no configuration file" in ready.fails("list", "--config", "/nonexistent.toml")
+
+
+def test_a_database_of_a_newer_vmm(ready: Host) -> None:
+    path = ready.data_dir / "state" / "vmm.db"
+    with sqlite3.connect(path) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute("PRAGMA user_version = 999")
+    connection.close()
+    content = path.read_bytes()
+    try:
+        for arguments in (["list"], ["start", "here"], ["create", "m", *SMALL], ["delete", "here"]):
+            said = ready.fails(*arguments)
+            assert "newer vmm" in said
+            assert "999" in said
+        assert path.read_bytes() == content
+    finally:
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"PRAGMA user_version = {version}")
+        connection.close()
+    assert ready.machine("busy")["state"] == "running"
+
+
+def test_a_damaged_database(ready: Host) -> None:
+    path = ready.data_dir / "state" / "vmm.db"
+    good = path.read_bytes()
+    try:
+        path.write_bytes(b"this is no database" * 500)
+        assert "damaged" in ready.fails("list")
+        assert "damaged" in ready.fails("start", "here")
+    finally:
+        path.write_bytes(good)
+
+
+def test_a_record_that_cannot_be_read_is_shown(ready: Host) -> None:
+    path = ready.data_dir / "state" / "vmm.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE machines SET labels = '{broken' WHERE name = 'here'")
+    connection.close()
+    try:
+        rows = {row["name"]: row["state"] for row in ready.json("list")}
+        assert rows == {"here": "unreadable", "busy": "running"}
+        assert "unreadable" in ready.vmm("list").stdout
+        assert "cannot be read" in ready.fails("show", "here")
+    finally:
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE machines SET labels = '{}' WHERE name = 'here'")
+        connection.close()
+
+
+@pytest.fixture
+def full(host: Host, tmp_path: Path) -> Iterator[Host]:
+    """A host whose data directory has a few MiB left."""
+    small = tmp_path / "small"
+    small.mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "size=40M", "vmmtest", str(small))
+    try:
+        yield Host(namespace=host.namespace, data_dir=small / "data")
+    finally:
+        sh("umount", str(small))
+
+
+def test_no_space(full: Host, host: Host, tmp_path: Path) -> None:
+    (full.data_dir / "bin").mkdir(parents=True)
+    shutil.copy(host.data_dir / "bin/firecracker", full.data_dir / "bin/firecracker")
+    image = tmp_path / "filled.ext4"
+    filled = tmp_path / "filled"
+    filled.mkdir()
+    (filled / "data").write_bytes(os.urandom(1 << 20) * 20)
+    sh("mke2fs", "-q", "-t", "ext4", "-d", str(filled), str(image), "256M")
+    add_tiny(full, tmp_path)
+    full.vmm("image", "import", str(image), "--name", "filled")
+    before = sorted(path.name for path in full.data_dir.rglob("*") if path.is_file())
+    # A second copy has no room: by image and by machine.
+    assert "df -h" in full.fails("image", "import", str(image), "--name", "second")
+    said = full.fails("create", "m", *SMALL, "--image", "filled")
+    assert "No space left" in said
+    assert full.json("list") == []
+    left = sorted(path.name for path in full.data_dir.rglob("*") if path.is_file() and path.name != "vmm.db")
+    assert [name for name in left if name != "m"] == before
+    assert full.run("ip", "-o", "link").stdout.count("vmm-") == 0
+    # Deleting works on a disk that is full to the last byte.
+    full.vmm("create", "m", *SMALL)
+    with (full.data_dir / "filler").open("wb") as filler:
+        try:
+            while True:
+                filler.write(b"\0" * (1 << 20))
+        except OSError:
+            pass
+    said = full.fails("start", "m")
+    assert "df -h" in said or "room" in said or "doctor" in said, said
+    full.vmm("delete", "m")
+    (full.data_dir / "filler").unlink()
+    assert full.json("list") == []
+
+
+def test_a_data_directory_that_cannot_be(tmp_path: Path) -> None:
+    plain = tmp_path / "file"
+    plain.write_text("")
+    argv = [*VMM, "--data-dir", str(plain)]
+    for arguments in (["list"], ["create", "m"]):
+        done = sh(*argv, *arguments, check=False)
+        assert done.returncode == 1, (arguments, done.stdout)
+        assert "Traceback" not in done.stderr
+        assert "To mend it" in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(ready: Host) -> None:
+    script = f"{sys.executable} -m vmm list --output json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = ready.run("bash", "-c", script, env=ready.environment, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
