@@ -3,18 +3,32 @@
 Precedence: flag, then environment, then file, then built-in.
 """
 
+from __future__ import annotations
+
 import os
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from vmm import TYPE_CHECKING
 from vmm.errors import ConfigError, VmmError
-from vmm.model import sizes
+from vmm.model.defaults import Defaults
 from vmm.model.network import Subnet, checked_resolver, checked_subnet
-from vmm.model.site import Defaults
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DATA_DIR = Path("/var/lib/vmm")
+SUBNET = Subnet(cidr="172.16.0.0/16", gateway="172.16.0.1")
+DEFAULTS = Defaults(
+    cpus=1,
+    memory_mib=512,
+    disk_mib=1024,
+    image="default",
+    kernel="default",
+    ssh_key_path=None,
+    dns=(),
+    engine="auto",
+)
 ENGINES = ("auto", "firecracker", "qemu")
 
 
@@ -81,23 +95,12 @@ class Config:
     paths: Paths
     file: Path
     bridge_name: str = "vmm-br0"
-    subnet: Subnet = field(default_factory=lambda: checked_subnet("172.16.0.0/16", "172.16.0.1"))
+    subnet: Subnet = SUBNET
     host_interface: str | None = None
     firecracker: str = ""
     qemu: str = ""
     firecracker_url: str = ""
-    defaults: Defaults = field(
-        default_factory=lambda: Defaults(
-            cpus=1,
-            memory_mib=512,
-            disk_mib=1024,
-            image="default",
-            kernel="default",
-            ssh_key_path=None,
-            dns=(),
-            engine="auto",
-        )
-    )
+    defaults: Defaults = DEFAULTS
 
 
 # Every key of the file, with the type of its value; `vmm config set` writes no other.
@@ -172,20 +175,30 @@ def _path(text: str | None) -> Path | None:
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, object]:
     try:
-        with path.open("rb") as stream:
-            return tomllib.load(stream)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         if must_exist:
             raise ConfigError(
                 f"There is no configuration file {path}.", details=str(error), resolution="Make one: vmm config init"
             ) from error
         return {}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"The configuration file {path} cannot be read.",
-            details=str(error),
-            resolution=f"Mend it with an editor, or move it away and run: vmm config init ({path})",
-        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    # Most hosts have no file, and reading a command's configuration must not cost them the parser.
+    import tomllib
+
+    try:
+        return tomllib.loads(content.decode())
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"The configuration file {path} cannot be read.",
+        details=str(error),
+        resolution=f"Mend it with an editor, or move it away and run: vmm config init ({path})",
+    )
 
 
 def _flatten(table: Mapping[str, object], path: Path, prefix: str = "") -> dict[str, object]:
@@ -228,7 +241,7 @@ def _checked(paths: Paths, file: Path, values: Mapping[str, object]) -> Config:
         paths=paths,
         file=file,
         bridge_name=bridge,
-        subnet=checked_subnet(text("subnet", "172.16.0.0/16"), text("gateway", "172.16.0.1")),
+        subnet=_subnet(values),
         host_interface=text("host_interface", "") or None,
         firecracker=text("firecracker", ""),
         qemu=text("qemu", ""),
@@ -237,7 +250,17 @@ def _checked(paths: Paths, file: Path, values: Mapping[str, object]) -> Config:
     )
 
 
+def _subnet(values: Mapping[str, object]) -> Subnet:
+    if "subnet" not in values and "gateway" not in values:
+        return SUBNET
+    return checked_subnet(str(values.get("subnet", SUBNET.cidr)), str(values.get("gateway", SUBNET.gateway)))
+
+
 def _defaults(file: Path, values: Mapping[str, object]) -> Defaults:
+    if not any(key.startswith("vm_defaults.") for key in values):
+        return DEFAULTS
+    from vmm.model import sizes
+
     def number(key: str, default: int, bounds: tuple[int, int]) -> int:
         value = values.get(f"vm_defaults.{key}", default)
         assert isinstance(value, int)  # noqa: S101  # _flatten has checked the type
@@ -256,11 +279,11 @@ def _defaults(file: Path, values: Mapping[str, object]) -> Defaults:
                 resolution="vmm config set vm_defaults.engine auto",
             )
         return Defaults(
-            cpus=number("cpus", 1, sizes.CPUS),
-            memory_mib=number("memory_mb", 512, sizes.MEMORY_MIB),
-            disk_mib=number("disk_size_mb", 1024, sizes.DISK_MIB),
-            image=text("image", "default"),
-            kernel=text("kernel", "default"),
+            cpus=number("cpus", DEFAULTS.cpus, sizes.CPUS),
+            memory_mib=number("memory_mb", DEFAULTS.memory_mib, sizes.MEMORY_MIB),
+            disk_mib=number("disk_size_mb", DEFAULTS.disk_mib, sizes.DISK_MIB),
+            image=text("image", DEFAULTS.image),
+            kernel=text("kernel", DEFAULTS.kernel),
             ssh_key_path=text("ssh_key_path", "") or None,
             dns=tuple(checked_resolver(str(server)) for server in servers),  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportGeneralTypeIssues]  # TOML list
             engine=engine,

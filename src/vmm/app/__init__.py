@@ -3,24 +3,26 @@
 Every room is imported when it is first asked for: a listing needs the store alone, and pays for nothing else.
 """
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
+import os
+from pathlib import Path
+
+from vmm import TYPE_CHECKING
 from vmm import config as configuration
-from vmm.config import Config
 from vmm.errors import HostError
 from vmm.model.machine import EngineName, Machine, ProcessIdentity, UnreadableRecord
-from vmm.model.network import Lease, PortForward, Subnet
-from vmm.model.site import Defaults
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.config import Config
     from vmm.guest.ssh import SshGuest
     from vmm.images.kernels import KernelLibrary
     from vmm.images.library import ImageLibrary
+    from vmm.model.defaults import Defaults
     from vmm.model.engine import Engine
+    from vmm.model.network import Lease, PortForward, Subnet
     from vmm.network.host_network import HostNetwork
     from vmm.storage.machine_files import MachineDirectories
     from vmm.storage.store import SqliteStore
@@ -41,39 +43,38 @@ def require_root(command: str) -> None:
         )
 
 
-def open_site(*, data_dir: Path | None = None, config_file: Path | None = None, read_only: bool = False) -> "HostSite":
+def open_site(*, data_dir: Path | None = None, config_file: Path | None = None, read_only: bool = False) -> HostSite:
     """Return this host's vmm; `read_only` for commands that any user may give."""
     return HostSite(load_config(data_dir=data_dir, config_file=config_file), read_only=read_only)
 
 
-@dataclass(frozen=True)
 class HostProcesses:
     """The host's processes, as the operations know them."""
 
     def is_alive(self, process: ProcessIdentity) -> bool:
-        from vmm.host import process as hands
+        from vmm.host import identity
 
-        return hands.is_alive(process)
+        return identity.is_alive(process)
 
     def wait_gone(self, process: ProcessIdentity, *, timeout_s: float) -> bool:
-        from vmm.host import process as hands
+        from vmm.host import identity
 
-        return hands.wait_gone(process, timeout_s=timeout_s)
+        return identity.wait_gone(process, timeout_s=timeout_s)
 
     def kill(self, process: ProcessIdentity) -> None:
-        from vmm.host import process as hands
+        from vmm.host import identity
 
-        hands.kill(process)
+        identity.kill(process)
 
     def find(self, marker: str) -> ProcessIdentity | None:
-        from vmm.host import process as hands
+        from vmm.host import identity
 
-        return hands.find(marker)
+        return identity.find(marker)
 
     def this_process(self) -> ProcessIdentity:
-        from vmm.host import process as hands
+        from vmm.host import identity
 
-        return hands.this_process()
+        return identity.this_process()
 
 
 class HostSite:
@@ -92,7 +93,7 @@ class HostSite:
         return self.config.defaults
 
     @property
-    def store(self) -> "SqliteStore":
+    def store(self) -> SqliteStore:
         from vmm.storage.store import SqliteStore
 
         paths = self.config.paths
@@ -103,7 +104,7 @@ class HostSite:
         return HostProcesses()
 
     @property
-    def network(self) -> "HostNetwork":
+    def network(self) -> HostNetwork:
         from vmm.network.host_network import HostNetwork
 
         config = self.config
@@ -124,20 +125,20 @@ class HostSite:
         return [(machine.lease, self.store.forwards(machine.name)) for machine in live]
 
     @property
-    def images(self) -> "ImageLibrary":
+    def images(self) -> ImageLibrary:
         from vmm.images.library import ImageLibrary
 
         return ImageLibrary(root=self.config.paths.images, staging=self.config.paths.staging)
 
     @property
-    def kernels(self) -> "KernelLibrary":
+    def kernels(self) -> KernelLibrary:
         from vmm.images.kernels import KernelLibrary
 
         paths = self.config.paths
         return KernelLibrary(root=paths.kernels, staging=paths.staging, build_stage1=_build_stage1)
 
     @property
-    def files(self) -> "MachineDirectories":
+    def files(self) -> MachineDirectories:
         from vmm.storage.machine_files import MachineDirectories
 
         return MachineDirectories(
@@ -148,13 +149,13 @@ class HostSite:
         )
 
     @property
-    def guest(self) -> "SshGuest":
+    def guest(self) -> SshGuest:
         from vmm.guest.keys import ManagedKey
         from vmm.guest.ssh import SshGuest
 
         return SshGuest(paths=self.config.paths, key=ManagedKey(directory=self.config.paths.ssh))
 
-    def engine(self, name: EngineName) -> "Engine":
+    def engine(self, name: EngineName) -> Engine:
         match name:
             case EngineName.FIRECRACKER:
                 from vmm.engines.firecracker.engine import FirecrackerEngine

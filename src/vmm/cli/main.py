@@ -1,18 +1,20 @@
 """The parser's root, and the only `except VmmError`."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import os
-import signal
 import sys
-from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from vmm.cli.options import Command, Group
 from vmm.errors import ExitCode, VmmError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Every command: its module, its one-line help, and the section it is listed under. Here and not in the modules, so
 # that neither `vmm --help` nor completion imports them; a test holds the helps equal to the commands' own.
@@ -99,8 +101,6 @@ def cli(ctx: click.Context) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
     try:
         # Prefix and program name are given: click would look at what surrounds the process for them.
         result = cli.main(args=list(arguments), prog_name="vmm", standalone_mode=False)
@@ -110,22 +110,12 @@ def run(arguments: Sequence[str]) -> int:
         return _wrong_usage(error)
     except (KeyboardInterrupt, click.Abort) as error:
         click.echo("\nInterrupted; what was under way was undone or can be repeated.", err=True)
-        # click turns what interrupted it into an Abort of its own.
-        signalled = error.__cause__ if isinstance(error, click.Abort) else error
-        return 128 + signalled.number if isinstance(signalled, Ended) else ExitCode.INTERRUPTED
+        # click turns what interrupted it into an Abort of its own; a signal other than Ctrl-C's has its number.
+        number = getattr(error.__cause__ if isinstance(error, click.Abort) else error, "number", None)
+        return ExitCode.INTERRUPTED if number is None else 128 + int(number)
     except BrokenPipeError:
-        # Whoever read our output has gone. The interpreter must not try to flush it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.DONE
+        return reader_gone()
     return result if isinstance(result, int) else ExitCode.DONE
-
-
-class Ended(KeyboardInterrupt):
-    """A signal that asks this process to end, treated like Ctrl-C: what is under way is undone."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
 
 
 def fail(error: VmmError) -> int:
@@ -134,6 +124,12 @@ def fail(error: VmmError) -> int:
     click.echo(f"  {error.details}", err=True)
     click.echo(f"  {click.style('To mend it:', bold=True)} {error.resolution}", err=True)
     return error.exit_code
+
+
+def reader_gone() -> int:
+    """Whoever read our output has gone, which is no error; nothing may try to flush it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.DONE
 
 
 def _wrong_usage(error: click.ClickException) -> int:
@@ -152,7 +148,3 @@ def _meant(word: str) -> str:
 
     close = difflib.get_close_matches(word, [name for name, row in COMMANDS.items() if row[2]], n=2)
     return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  # a signal handler's own shape
-    raise Ended(number)

@@ -1,5 +1,7 @@
 """What commands share: the options that stand anywhere, types of values, and completion of names."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +26,20 @@ class Settings:
     verbose: bool = False
     quiet: bool = False
 
-    def site(self, *, read_only: bool = False) -> "HostSite":
+    def site(self, *, read_only: bool = False) -> HostSite:
         from vmm.app import open_site
 
+        if not read_only:
+            from vmm.cli.signals import end_in_good_order
+
+            end_in_good_order()
         if self.verbose:
             import logging
 
             logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
         return open_site(data_dir=self.data_dir, config_file=self.config_file, read_only=read_only)
 
-    def progress(self) -> "Progress":
+    def progress(self) -> Progress:
         from vmm.cli.progress import choose
 
         return choose(quiet=self.quiet)
@@ -130,7 +136,7 @@ Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]
 def complete(names: Callable[[Settings], list[str]]) -> Complete:
     """Return a completion from a function that lists names; whatever goes wrong completes nothing."""
 
-    def completer(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":  # noqa: ARG001
+    def completer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
         from click.shell_completion import CompletionItem
 
         try:

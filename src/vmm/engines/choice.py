@@ -1,5 +1,7 @@
 """Which engine a host supports, and why."""
 
+from __future__ import annotations
+
 import os
 import platform
 import re

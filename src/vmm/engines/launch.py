@@ -1,13 +1,19 @@
 """What both engines do alike: start a process beside a fresh socket, and wait until it reports a running guest."""
 
+from __future__ import annotations
+
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from vmm.errors import EngineError, HostError, VmmError
+from vmm.host import identity
 from vmm.host import process as hands
 from vmm.model.engine import BootPlan, EngineStatus
 from vmm.model.machine import ProcessIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 # The engine's API comes up some 4 ms after exec (lab notes); asking costs a fraction of a millisecond.
 _POLL_S = 0.001
@@ -44,7 +50,7 @@ def await_running(
                     return
             except EngineError as error:
                 last = error
-        if not hands.is_alive(process) and not _still_becoming(process):
+        if not identity.is_alive(process) and not _still_becoming(process):
             raise _ended(plan)
         time.sleep(_POLL_S)
     raise EngineError(
@@ -66,7 +72,7 @@ def words(plan: BootPlan) -> str:
 
 def _still_becoming(process: ProcessIdentity) -> bool:
     """Whether the child is between fork and exec: alive, but its command line not yet the engine's."""
-    return hands.is_alive(
+    return identity.is_alive(
         ProcessIdentity(boot_id=process.boot_id, pid=process.pid, start_ticks=process.start_ticks, marker="")
     )
 

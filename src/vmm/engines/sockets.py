@@ -1,12 +1,16 @@
 """What both engines' clients share: a unix socket that is bounded in time and in bytes."""
 
+from __future__ import annotations
+
 import socket
 import time
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from vmm.errors import EngineError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
 
 # No answer that vmm asks for comes near this; an engine that says more is not sane.
 _MOST_BYTES = 64 * 1024

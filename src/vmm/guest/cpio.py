@@ -1,5 +1,7 @@
 """The format of an initramfs: cpio `newc` (the kernel's Documentation/driver-api/early-userspace/buffer-format)."""
 
+from __future__ import annotations
+
 import stat
 from dataclasses import dataclass, field
 

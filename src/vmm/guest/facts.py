@@ -1,11 +1,16 @@
 """The facts of one machine, as files that stage-1 reads: never sourced, so that no value can become a command."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.guest.cpio import Archive
 from vmm.host import files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,15 @@
 """SSH keys: vmm's own, and one host key a machine. Made by the system's ssh-keygen; Ed25519 throughout."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.errors import UsageError
 from vmm.host import files, process
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _TYPES = (
     "ssh-ed25519",

@@ -1,16 +1,22 @@
 """ssh into a machine, with the system's own ssh and the machine's host key checked strictly."""
 
+from __future__ import annotations
+
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from vmm.config import Paths
 from vmm.errors import GuestError, HostError
-from vmm.guest.keys import ManagedKey
 from vmm.host import files, process
-from vmm.model.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.config import Paths
+    from vmm.guest.keys import ManagedKey
+    from vmm.model.machine import Machine
 
 _PORT = 22
 _ASK_S = 8.0

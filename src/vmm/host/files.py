@@ -1,22 +1,25 @@
 """Files that are whole or not there: atomic writes, sparse and reflink copies, confined paths, locks."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
 import os
 import re
-import shutil
-import tempfile
 import time
-from collections.abc import Generator
 from pathlib import Path
 
+from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 # FICLONE of linux/fs.h: share all of a file's blocks (XFS, btrfs, bcachefs).
 _FICLONE = 0x40049409
 # A directory of `staging_dir`: PREFIX-PID-RANDOM.
-_STAGING = re.compile(r"[.a-z0-9]+-[0-9]+-[a-z0-9_]{8}")
+_STAGING = r"[.a-z0-9]+-[0-9]+-[0-9a-f]{8}"
 
 
 def confined(root: Path, name: str) -> Path:
@@ -42,8 +45,9 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, durable
     data = content.encode() if isinstance(content, str) else content
     temporary: Path | None = None
     try:
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        # tempfile would do; importing it costs more than the write.
+        temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "wb") as stream:
             os.fchmod(fd, mode)
             stream.write(data)
@@ -87,6 +91,8 @@ def remove_tree(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         _refuse_mounts(path)
+        import shutil
+
         shutil.rmtree(path)
     except FileNotFoundError:
         return
@@ -120,9 +126,10 @@ def _new_staging(root: Path, prefix: str) -> tuple[Path, int]:
         # Between making a directory and locking it, nobody may take it for one that was left behind.
         fcntl.flock(guard, fcntl.LOCK_EX)
         for entry in root.iterdir():
-            if _STAGING.fullmatch(entry.name):
+            if re.fullmatch(_STAGING, entry.name):
                 _sweep(entry)
-        path = Path(tempfile.mkdtemp(dir=root, prefix=f"{prefix}-{os.getpid()}-"))
+        path = root / f"{prefix}-{os.getpid()}-{os.urandom(4).hex()}"
+        path.mkdir(mode=0o700)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX)
         return path, lock

@@ -1,8 +1,11 @@
 """The kernel library: kernels from the distribution's packages or from files, each with its stage-1."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.errors import ImageError, NotFoundError
 from vmm.images import packages
@@ -12,7 +15,9 @@ from vmm.images.vmlinux import extract_vmlinux
 from vmm.model.clock import now
 from vmm.model.image import Kernel
 from vmm.model.names import valid_name
-from vmm.model.progress import Progress
+
+if TYPE_CHECKING:
+    from vmm.model.progress import Progress
 
 DEFAULT = "default"
 BuildStage1 = Callable[[Sequence[tuple[str, bytes]], Path], None]

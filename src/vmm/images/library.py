@@ -1,9 +1,10 @@
 """The image library: root file systems built from the distribution's packages, or imported."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.errors import ImageError, NotFoundError
 from vmm.images import rootfs, sources
@@ -12,7 +13,12 @@ from vmm.images.shelf import Shelf, sha256_of, text_of
 from vmm.model.clock import now
 from vmm.model.image import Image
 from vmm.model.names import valid_name
-from vmm.model.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from vmm.model.progress import Progress
 
 MIB = 1024 * 1024
 

@@ -1,14 +1,18 @@
 """How a library keeps its items: one directory a name, whole or not there."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from vmm.errors import ConflictError, ImageError, NotFoundError
 from vmm.host import files
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,11 @@
 """The kernel command line of a machine."""
 
-from vmm.model.network import Lease, Subnet
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmm.model.network import Lease, Subnet
 
 # What the original gives its guests; `reboot=k panic=1` make a guest's reboot and panic end the engine's process.
 _BASE = "console=ttyS0 reboot=k panic=1 pci=off"

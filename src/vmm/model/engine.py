@@ -1,11 +1,15 @@
 """The contract of engines: what a machine's process is given, and what it can be asked."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from vmm.model.machine import EngineName, ProcessIdentity
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmm.model.machine import EngineName, ProcessIdentity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,12 @@
 """Images and kernels as they lie on disk. Both are immutable: a new import is a new name or an explicit replacement."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

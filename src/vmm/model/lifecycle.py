@@ -1,5 +1,7 @@
 """Which verb is legal in which state: the one place that says so."""
 
+from __future__ import annotations
+
 from enum import StrEnum
 
 from vmm.errors import ConflictError

@@ -1,10 +1,16 @@
 """A machine as it was asked for, as it is remembered, and as it is shown."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vmm.model.network import Lease, PortForward
+from vmm import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmm.model.network import Lease, PortForward
 
 
 class EngineName(StrEnum):

@@ -1,11 +1,16 @@
 """Addresses, leases, taps and port forwards: pure arithmetic and rules."""
 
-import ipaddress
-from collections.abc import Collection
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vmm import TYPE_CHECKING
 from vmm.errors import ConfigError, ConflictError, UsageError
+
+if TYPE_CHECKING:
+    import ipaddress
+    from collections.abc import Collection
 
 
 class Protocol(StrEnum):
@@ -22,7 +27,10 @@ class Subnet:
 
     @property
     def network(self) -> ipaddress.IPv4Network:
-        return ipaddress.IPv4Network(self.cidr)
+        # Here and below imported where it is used: a listing and a start never need it, and it takes a millisecond.
+        from ipaddress import IPv4Network
+
+        return IPv4Network(self.cidr)
 
     @property
     def prefix_length(self) -> int:
@@ -30,7 +38,8 @@ class Subnet:
 
     @property
     def netmask(self) -> str:
-        return str(self.network.netmask)
+        mask = (1 << 32) - (1 << 32 - self.prefix_length)
+        return ".".join(str(byte) for byte in mask.to_bytes(4))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +64,8 @@ class PortForward:
 
 def checked_subnet(cidr: str, gateway: str) -> Subnet:
     """Return the subnet, or raise ConfigError when it cannot hold a gateway and one machine."""
+    import ipaddress
+
     try:
         network = ipaddress.IPv4Network(cidr)
         address = ipaddress.IPv4Address(gateway)
@@ -89,6 +100,8 @@ def lease_for(address: ipaddress.IPv4Address) -> Lease:
 
 def free_address(subnet: Subnet, taken: Collection[int]) -> ipaddress.IPv4Address:
     """Return the lowest free host address; `taken` are addresses as integers. ConflictError when there is none."""
+    import ipaddress
+
     network = subnet.network
     gateway = int(ipaddress.IPv4Address(subnet.gateway))
     first, last = int(network.network_address) + 1, int(network.broadcast_address) - 1
@@ -104,6 +117,8 @@ def free_address(subnet: Subnet, taken: Collection[int]) -> ipaddress.IPv4Addres
 
 def parse_forward(machine: str, text: str, protocol: Protocol = Protocol.TCP) -> PortForward:
     """Read `[HOST_ADDRESS:]HOST_PORT:GUEST_PORT[/PROTOCOL]`; raise UsageError when it is none."""
+    import ipaddress
+
     ports, slash, named = text.partition("/")
     parts = ports.split(":")
     host_address = parts.pop(0) if len(parts) == 3 else "0.0.0.0"  # noqa: S104
@@ -124,6 +139,8 @@ def parse_forward(machine: str, text: str, protocol: Protocol = Protocol.TCP) ->
 
 def checked_resolver(text: str) -> str:
     """Return `text` when it is an IPv4 or IPv6 address of a resolver; raise UsageError otherwise."""
+    import ipaddress
+
     try:
         return str(ipaddress.ip_address(text))
     except ValueError as error:

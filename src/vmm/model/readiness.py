@@ -1,8 +1,13 @@
 """Whether a host is ready, and what was done to make it so."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class CheckStatus(StrEnum):

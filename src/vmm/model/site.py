@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from vmm.model.defaults import Defaults
 from vmm.model.engine import Engine
 from vmm.model.image import Image, Kernel
 from vmm.model.machine import (
@@ -18,20 +18,6 @@ from vmm.model.machine import (
 )
 from vmm.model.network import Lease, PortForward, Subnet
 from vmm.model.progress import Progress
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What a machine gets when its user does not say. Sizes in MiB."""
-
-    cpus: int
-    memory_mib: int
-    disk_mib: int
-    image: str
-    kernel: str
-    ssh_key_path: str | None
-    dns: tuple[str, ...]
-    engine: str  # auto, firecracker or qemu
 
 
 class Store(Protocol):

@@ -4,7 +4,8 @@ import re
 
 from vmm.errors import UsageError
 
-_SIZE = re.compile(r"([0-9]{1,12})(?:([MGT])(?:i?B)?)?", re.IGNORECASE | re.ASCII)
+# Compiled at its first use, as every pattern on the way of a short command is.
+_SIZE = r"(?ai)([0-9]{1,12})(?:([MGT])(?:i?B)?)?"
 _MIB = {"": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
 
 # Bounds of the original (`original-surface`: cpus 1-32, memory 128-65536, disk 256-1048576).
@@ -15,7 +16,7 @@ DISK_MIB = (256, 1048576)
 
 def parse_mib(text: str) -> int:
     """Return MiB from `512`, `512M` or `2G`; raise UsageError when it is no size."""
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     if match is None:
         raise UsageError(
             f"{text!r} is not a size.",

@@ -9,13 +9,19 @@ The cost of a start or stop so does not grow with the number of machines. What t
 - a forward takes only what is addressed to the host itself: forwarding port 443 leaves the machines' own HTTPS alone.
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vmm.errors import HostError, NetworkError
 from vmm.host import process
-from vmm.model.network import Lease, PortForward, Subnet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vmm.model.network import Lease, PortForward, Subnet
 
 _ANY = "0.0.0.0"  # noqa: S104  # how forwards write "every address of the host"
 _COMMENT = "vmm"

@@ -1,5 +1,7 @@
 """The machines' network on this host: bridge, taps and firewall as one."""
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

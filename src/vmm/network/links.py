@@ -1,5 +1,7 @@
 """The bridge and the taps."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl

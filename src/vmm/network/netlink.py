@@ -4,13 +4,18 @@ Written by hand, because this lies on the way from `start` to a running guest: t
 messages take a quarter of one, and a netlink library takes 270 ms to import.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vmm.errors import NetworkError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _NEWLINK, _DELLINK, _SETLINK, _NEWADDR = 16, 17, 19, 20
 _REQUEST, _ACK, _REPLACE, _EXCL, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400

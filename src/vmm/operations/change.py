@@ -1,15 +1,21 @@
 """`vmm set`: what can be changed of a stopped machine."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from vmm.errors import UsageError
 from vmm.model import names, sizes
 from vmm.model.lifecycle import Verb, check_legal
-from vmm.model.machine import Machine, MachineSpec
 from vmm.model.network import checked_resolver
-from vmm.model.site import Site
 from vmm.operations.observe import observed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmm.model.machine import Machine, MachineSpec
+    from vmm.model.site import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

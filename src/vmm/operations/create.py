@@ -1,17 +1,23 @@
 """`vmm create`: a lease, a row, a disk; whole or not at all."""
 
+from __future__ import annotations
+
 import contextlib
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vmm.errors import ConflictError, NotFoundError, UsageError
 from vmm.model import names, sizes
 from vmm.model.clock import now
-from vmm.model.image import Image
 from vmm.model.machine import Machine, MachineSpec, MachineState
 from vmm.model.network import checked_resolver
-from vmm.model.site import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmm.model.image import Image
+    from vmm.model.site import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,16 @@
 """`vmm port-forward`: in force while the machine runs, remembered while it does not."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from vmm.errors import ConflictError, NotFoundError, VmmError
 from vmm.model.machine import MachineState
-from vmm.model.network import PortForward
-from vmm.model.site import Site
 from vmm.operations.observe import observed
+
+if TYPE_CHECKING:
+    from vmm.model.network import PortForward
+    from vmm.model.site import Site
 
 
 def add_forward(site: Site, forward: PortForward) -> PortForward:

@@ -1,16 +1,22 @@
 """`vmm autostart` and `vmm autostop`: what the systemd unit calls when the host comes up and goes down."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
 from dataclasses import dataclass
 from itertools import repeat
+from typing import TYPE_CHECKING
 
 from vmm.errors import VmmError
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import Machine, UnreadableRecord
-from vmm.model.site import Site
 from vmm.operations.observe import observed
 from vmm.operations.start import Wait, start
 from vmm.operations.stop import STOP_TIMEOUT_S, stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.model.site import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

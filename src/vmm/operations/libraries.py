@@ -1,10 +1,16 @@
 """`vmm image` and `vmm kernel`: what no machine uses may go."""
 
+from __future__ import annotations
+
 import contextlib
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vmm.errors import ConflictError, ImageError
-from vmm.model.site import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.model.site import Site
 
 
 def delete_image(site: Site, name: str) -> str:

@@ -1,12 +1,18 @@
 """What is remembered, compared with what the host shows. Nothing here writes, so that any user may look."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
 from dataclasses import replace
 
+from vmm import TYPE_CHECKING
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import Machine, MachineState, MachineView, UnreadableRecord
-from vmm.model.network import PortForward
-from vmm.model.site import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm.model.network import PortForward
+    from vmm.model.site import Site
 
 # What kernels print, at a level that `loglevel=1` lets through, as the last thing of a shutdown (kernel/reboot.c).
 _POWERED_OFF = ("reboot: Power down", "reboot: System halted")

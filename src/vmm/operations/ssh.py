@@ -1,11 +1,17 @@
 """`vmm ssh`: the command that reaches a machine."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from vmm.model import names
 from vmm.model.lifecycle import Verb, check_legal
-from vmm.model.site import Site
 from vmm.operations.observe import observed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.model.site import Site
 
 
 def ssh_command(site: Site, name: str, *, user: str = "root", arguments: Sequence[str] = ()) -> list[str]:

@@ -1,9 +1,12 @@
 """`vmm start`: the short way from a command to a running guest."""
 
+from __future__ import annotations
+
 import contextlib
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from vmm.errors import EngineError, NetworkError, StateError, VmmError
 from vmm.model.clock import now
@@ -11,8 +14,10 @@ from vmm.model.command_line import command_line
 from vmm.model.engine import BootPlan, Disk
 from vmm.model.lifecycle import Verb, check_legal, is_needed
 from vmm.model.machine import Machine, MachineState, ProcessIdentity
-from vmm.model.site import Site
 from vmm.operations.observe import observed
+
+if TYPE_CHECKING:
+    from vmm.model.site import Site
 
 # The engine's own start takes tens of milliseconds (lab notes: 46 ms); this bounds one that hangs.
 ENGINE_TIMEOUT_S = 20.0

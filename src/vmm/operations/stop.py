@@ -1,15 +1,20 @@
 """`vmm stop` and `vmm delete`: the guest is asked first, and the result says whether it went by itself."""
 
+from __future__ import annotations
+
 import contextlib
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from vmm.errors import EngineError, NotFoundError, StateError
 from vmm.model.lifecycle import Verb, check_legal, is_needed
 from vmm.model.machine import Machine, MachineState, ProcessIdentity
-from vmm.model.site import Site
 from vmm.operations.observe import guest_is_down, observed
+
+if TYPE_CHECKING:
+    from vmm.model.site import Site
 
 STOP_TIMEOUT_S = 30.0
 # A guest that honours the power button is on its way down well within this; one that does not is asked over ssh.

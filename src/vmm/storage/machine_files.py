@@ -1,18 +1,23 @@
 """A machine's own directory, `vms/NAME`: its disk, its host key, its initrd; and its console and log beside it."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from vmm.config import Paths
 from vmm.errors import HostError, VmmError
 from vmm.host import files
-from vmm.model.image import Image, Kernel
-from vmm.model.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from vmm.config import Paths
+    from vmm.model.image import Image, Kernel
+    from vmm.model.machine import Machine
 
 # The console of a machine is trimmed to this at each start; the newest is kept.
 CONSOLE_BYTES = 16 * 1024 * 1024
@@ -61,6 +66,8 @@ class MachineDirectories:
             key.done()
             temporary.replace(self.disk(name))
         finally:
+            # Whoever takes this back must not meet a key that is still being made.
+            key.wait()
             temporary.unlink(missing_ok=True)
 
     def is_made(self, name: str) -> bool:
@@ -177,8 +184,11 @@ class _Errand:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def done(self) -> None:
+    def wait(self) -> None:
         self._thread.join()
+
+    def done(self) -> None:
+        self.wait()
         if self._error is not None:
             raise self._error
 

@@ -1,9 +1,11 @@
 """Machines and forwards as rows, and back."""
 
-import json
-from collections.abc import Mapping
-from ipaddress import IPv4Address
+from __future__ import annotations
 
+import functools
+import json
+
+from vmm import TYPE_CHECKING
 from vmm.model.machine import (
     EngineName,
     Machine,
@@ -14,7 +16,18 @@ from vmm.model.machine import (
 )
 from vmm.model.network import Lease, PortForward, Protocol
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 Row = tuple[object, ...]
+# A row of the columns below, as the STRICT table's types have it; the process's four are there together or not at all.
+Columns = tuple[
+    str, int, int, int, str, str, str, int, str, str, str,
+    str, int, str, str, str, int, str, str | None,
+    str, int | None, int, str, str | None,
+]  # fmt: skip
+_ENGINES = {engine.value: engine for engine in EngineName}
+_STATES = {state.value: state for state in MachineState}
 Value = str | int | None
 
 _SPEC = (
@@ -37,52 +50,58 @@ SELECT = f"SELECT {', '.join(COLUMNS)} FROM machines"  # noqa: S608  # the colum
 INSERT = f"INSERT INTO machines ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
 
 
-def machine_of(row: Row) -> Machine:
-    """Return the machine of a row in COLUMNS' order; ValueError, KeyError or TypeError when it is not one."""
-    identity, address, mac, tap, state, wanted, created_at, started_at = row[len(_SPEC) : len(_SPEC) + len(_REST)]
-    reason = row[-1]
+def machine_of(row: Columns) -> Machine:
+    """Return the machine of a row in COLUMNS' order; ValueError or KeyError when it is not one.
+
+    The tables are STRICT: SQLite has seen to it that texts are texts and numbers numbers. A listing does this for every
+    row, so that what a function call costs counts here.
+    """
+    # fmt: off
+    (
+        name, cpus, memory_mib, disk_mib, image, kernel, engine, auto_start, labels, ssh_keys, dns,
+        identity, address, mac, tap, state, wanted, created_at, started_at,
+        boot_id, pid, start_ticks, marker, reason,
+    ) = row
+    # fmt: on
+    spec = MachineSpec(
+        name=name,
+        cpus=cpus,
+        memory_mib=memory_mib,
+        disk_mib=disk_mib,
+        image=image,
+        kernel=kernel,
+        engine=_ENGINES[engine],
+        auto_start=auto_start == 1,
+        labels=_labels(labels),
+        ssh_keys=_strings(ssh_keys),
+        dns=_strings(dns),
+    )
+    process = None
+    if pid is not None:
+        process = ProcessIdentity(boot_id=boot_id, pid=pid, start_ticks=start_ticks, marker=marker)
     return Machine(
-        id=_text(identity),
-        spec=_spec_of(row[: len(_SPEC)]),
-        lease=Lease(address=_dotted(_number(address)), mac=_text(mac), tap=_text(tap)),
-        state=MachineState(_text(state)),
-        wanted=bool(wanted),
-        created_at=_text(created_at),
-        started_at=None if started_at is None else _text(started_at),
-        process=_process_of(row[-1 - len(_PROCESS) : -1]),
-        reason=None if reason is None else _text(reason),
+        id=identity,
+        spec=spec,
+        # ipaddress would do, at ten times the cost.
+        lease=Lease(
+            address=f"{address >> 24}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}", mac=mac, tap=tap
+        ),
+        state=_STATES[state],
+        wanted=wanted == 1,
+        created_at=created_at,
+        started_at=started_at,
+        process=process,
+        reason=reason,
     )
-
-
-def _spec_of(row: Row) -> MachineSpec:
-    name, cpus, memory, disk, image, kernel, engine, auto_start, labels, keys, dns = row
-    return MachineSpec(
-        name=_text(name),
-        cpus=_number(cpus),
-        memory_mib=_number(memory),
-        disk_mib=_number(disk),
-        image=_text(image),
-        kernel=_text(kernel),
-        engine=EngineName(_text(engine)),
-        auto_start=bool(auto_start),
-        labels=_labels(_text(labels)),
-        ssh_keys=_strings(_text(keys)),
-        dns=_strings(_text(dns)),
-    )
-
-
-def _process_of(row: Row) -> ProcessIdentity | None:
-    boot_id, pid, ticks, marker = row
-    if pid is None:
-        return None
-    return ProcessIdentity(boot_id=_text(boot_id), pid=_number(pid), start_ticks=_number(ticks), marker=_text(marker))
 
 
 def read(row: Row) -> Machine | UnreadableRecord:
     """Return the machine of a row, or what is known of one that cannot be read."""
     try:
-        return machine_of(row)
-    except (ValueError, KeyError, TypeError) as error:
+        return machine_of(row)  # pyright: ignore[reportArgumentType]  # what the STRICT table holds
+    except KeyError as error:
+        return UnreadableRecord(name=str(row[0]), problem=f"{error} is no state or engine that this vmm knows")
+    except (ValueError, TypeError, AttributeError) as error:
         return UnreadableRecord(name=str(row[0]), problem=str(error))
 
 
@@ -91,7 +110,7 @@ def values_of(machine: Machine) -> tuple[Value, ...]:
     return (
         *spec_values(machine.spec),
         machine.id,
-        int(IPv4Address(machine.lease.address)),
+        int.from_bytes(bytes(map(int, machine.lease.address.split(".")))),
         machine.lease.mac,
         machine.lease.tap,
         machine.state.value,
@@ -141,20 +160,15 @@ def forward_of(row: Row) -> PortForward:
     )
 
 
+@functools.cache
 def _labels(text: str) -> Mapping[str, str]:
-    if text == "{}":
-        return {}
     loaded = json.loads(text)
     return {str(key): str(value) for key, value in loaded.items()}
 
 
+@functools.cache
 def _strings(text: str) -> tuple[str, ...]:
-    return () if text == "[]" else tuple(str(item) for item in json.loads(text))
-
-
-def _dotted(address: int) -> str:
-    # ipaddress would do, at ten times the cost; a listing does this for every row.
-    return f"{address >> 24 & 255}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
+    return tuple(str(item) for item in json.loads(text))
 
 
 def _text(value: object) -> str:

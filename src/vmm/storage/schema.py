@@ -1,8 +1,12 @@
 """The database's shape and how an older one becomes it. `PRAGMA user_version` says which it is."""
 
-import sqlite3
+from __future__ import annotations
 
+from vmm import TYPE_CHECKING
 from vmm.errors import StateError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 VERSION = 1
 

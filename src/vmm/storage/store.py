@@ -1,19 +1,23 @@
 """The one door to SQL: SQLite in `state/vmm.db`, one short transaction a call."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
+from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, StateError
-from vmm.host import files
 from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentity, UnreadableRecord
 from vmm.model.network import PortForward, Subnet, free_address, lease_for
 from vmm.storage import rows, schema
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from pathlib import Path
 
 # Every write waits this long for another's (measured with 20 processes: BEGIN IMMEDIATE with it never failed).
 _BUSY_S = 5.0
@@ -111,6 +115,9 @@ class SqliteStore:
 
     def remove(self, name: str) -> None:
         """Forget a machine and its forwards."""
+        # Here and below: whoever only reads goes without the hands that write.
+        from vmm.host import files
+
         with self._writing() as connection:
             connection.execute("DELETE FROM machines WHERE name = ?", (name,))
         with contextlib.suppress(OSError):
@@ -170,6 +177,8 @@ class SqliteStore:
 
     def lock(self, name: str, *, timeout_s: float = 60.0) -> AbstractContextManager[None]:
         """Serialise the verbs on one machine, between processes and threads."""
+        from vmm.host import files
+
         return files.locked(files.confined(self.locks, name), what=f"the machine {name!r}", timeout_s=timeout_s)
 
     @contextlib.contextmanager
@@ -197,6 +206,8 @@ class SqliteStore:
 
     def _open(self) -> sqlite3.Connection:
         if not self.path.exists():
+            from vmm.host import files
+
             files.make_dir(self.path.parent)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))

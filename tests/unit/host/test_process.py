@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from vmm.errors import HostError
-from vmm.host import process
+from vmm.host import identity, process
+from vmm.model.machine import ProcessIdentity
 
 SLEEP = "import time; time.sleep(60)"
 
 
-def sleeper(tmp_path: Path, marker: str) -> process.ProcessIdentity:
+def sleeper(tmp_path: Path, marker: str) -> ProcessIdentity:
     with (tmp_path / "out").open("ab") as out:
         return process.spawn([sys.executable, "-c", SLEEP, f"unix:{marker},server=on"], marker=marker, output=out)
 
@@ -49,29 +50,29 @@ def test_the_environment_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_spawned_process_is_known_by_more_than_its_pid(tmp_path: Path) -> None:
     marker = str(tmp_path / "m.sock")
-    identity = sleeper(tmp_path, marker)
+    known = sleeper(tmp_path, marker)
     try:
         deadline = time.monotonic() + 5
-        while not process.is_alive(identity):
+        while not identity.is_alive(known):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert process.find(marker) == identity
-        assert not process.is_alive(replace(identity, start_ticks=identity.start_ticks + 1))
-        assert not process.is_alive(replace(identity, marker="/another.sock"))
-        assert not process.is_alive(replace(identity, boot_id="another boot"))
-        assert not process.wait_gone(identity, timeout_s=0.05)
+        assert identity.find(marker) == known
+        assert not identity.is_alive(replace(known, start_ticks=known.start_ticks + 1))
+        assert not identity.is_alive(replace(known, marker="/another.sock"))
+        assert not identity.is_alive(replace(known, boot_id="another boot"))
+        assert not identity.wait_gone(known, timeout_s=0.05)
     finally:
-        process.kill(identity)
-    assert process.wait_gone(identity, timeout_s=5)
-    assert not process.is_alive(identity)
-    assert process.find(marker) is None
+        identity.kill(known)
+    assert identity.wait_gone(known, timeout_s=5)
+    assert not identity.is_alive(known)
+    assert identity.find(marker) is None
 
 
 def test_a_foreign_process_on_a_recorded_pid_is_never_signalled() -> None:
     with subprocess.Popen(["sleep", "60"]) as foreign:
-        recorded = process.ProcessIdentity(boot_id=process.boot_id(), pid=foreign.pid, start_ticks=1, marker="/x.sock")
-        process.kill(recorded)
-        assert process.wait_gone(recorded, timeout_s=0.1)
+        recorded = ProcessIdentity(boot_id=identity.boot_id(), pid=foreign.pid, start_ticks=1, marker="/x.sock")
+        identity.kill(recorded)
+        assert identity.wait_gone(recorded, timeout_s=0.1)
         time.sleep(0.05)
         assert foreign.poll() is None
         foreign.send_signal(signal.SIGKILL)
@@ -79,22 +80,22 @@ def test_a_foreign_process_on_a_recorded_pid_is_never_signalled() -> None:
 
 def test_a_child_that_ended_is_not_alive_though_no_one_reaped_it(tmp_path: Path) -> None:
     with (tmp_path / "out").open("ab") as out:
-        identity = process.spawn(["sh", "-c", "exit 0", "marker-x"], marker="marker-x", output=out)
+        known = process.spawn(["sh", "-c", "exit 0", "marker-x"], marker="marker-x", output=out)
     deadline = time.monotonic() + 5
-    while process.is_alive(identity):
+    while identity.is_alive(known):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def test_a_spawned_process_outlives_a_terminal(tmp_path: Path) -> None:
     marker = str(tmp_path / "s.sock")
-    identity = sleeper(tmp_path, marker)
+    known = sleeper(tmp_path, marker)
     try:
-        fields = Path(f"/proc/{identity.pid}/stat").read_text().rpartition(")")[2].split()
-        assert int(fields[3]) == identity.pid  # the session is its own
+        fields = Path(f"/proc/{known.pid}/stat").read_text().rpartition(")")[2].split()
+        assert int(fields[3]) == known.pid  # the session is its own
     finally:
-        process.kill(identity)
-        assert process.wait_gone(identity, timeout_s=5)
+        identity.kill(known)
+        assert identity.wait_gone(known, timeout_s=5)
 
 
 def test_attached_gives_the_programs_own_code() -> None:

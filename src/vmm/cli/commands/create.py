@@ -1,6 +1,7 @@
 """`vmm create`."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import click
 from vmm.cli.options import IMAGES, KERNELS, Command, Seconds, Size, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.operations.create import CreateRequest
 
 ENGINES = click.Choice(["auto", "firecracker", "qemu"])
@@ -36,7 +39,7 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def request_of(name: str, given: dict[str, Any]) -> "CreateRequest":
+def request_of(name: str, given: dict[str, Any]) -> CreateRequest:
     """Return the request that these options make; `given` are the values of `machine_options`."""
     from vmm.model.names import parse_label
     from vmm.operations.create import CreateRequest

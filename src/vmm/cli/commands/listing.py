@@ -1,6 +1,8 @@
 """`vmm list`: for any user, whatever the number of machines, without a process or a socket for each."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +11,9 @@ from vmm.cli.options import Command, settings
 from vmm.errors import UsageError
 from vmm.model.machine import MachineState
 from vmm.operations.observe import view_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @click.command("list", cls=Command)

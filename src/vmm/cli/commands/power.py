@@ -1,6 +1,7 @@
 """`vmm start`, `stop` and `restart`."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import click
@@ -8,6 +9,8 @@ import click
 from vmm.cli.options import MACHINES, Command, Seconds, Settings, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from vmm.app import HostSite
     from vmm.operations.start import Started
     from vmm.operations.stop import Stopped
@@ -63,7 +66,7 @@ def restart_command(
     return each(chosen, restart)
 
 
-def start_one(given: Settings, site: "HostSite", name: str, *, wait: str, timeout: float | None) -> "Started":
+def start_one(given: Settings, site: HostSite, name: str, *, wait: str, timeout: float | None) -> Started:
     """Start one machine and say so."""
     from vmm.operations.start import Wait, start
 
@@ -76,7 +79,7 @@ def start_one(given: Settings, site: "HostSite", name: str, *, wait: str, timeou
     return started
 
 
-def stop_one(given: Settings, site: "HostSite", name: str, *, timeout: float, force: bool) -> "Stopped":
+def stop_one(given: Settings, site: HostSite, name: str, *, timeout: float, force: bool) -> Stopped:
     """Stop one machine and say how it went."""
     from vmm.operations.stop import StopMethod, stop
 
@@ -103,7 +106,7 @@ def each(names: Sequence[str], act: Callable[[str], object]) -> int:
     return max(codes, default=0)
 
 
-def _chosen(verb: str, names: Sequence[str], every: bool) -> "tuple[HostSite, Sequence[str]]":
+def _chosen(verb: str, names: Sequence[str], every: bool) -> tuple[HostSite, Sequence[str]]:
     from vmm.app import require_root
 
     chosen = choose(names, every)

@@ -1,9 +1,11 @@
 """Machines run by Firecracker: one exec with a configuration file, and the API beside it."""
 
+from __future__ import annotations
+
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.engines import launch
 from vmm.engines.firecracker import api
@@ -12,6 +14,9 @@ from vmm.errors import EngineError
 from vmm.host import files
 from vmm.model.engine import BootPlan, EngineFeatures, EngineStatus
 from vmm.model.machine import EngineName, ProcessIdentity
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _STATUS = {
     "Not started": EngineStatus.STARTING,

@@ -1,5 +1,7 @@
 """Machines run by qemu's microvm machine type: the same virtio-mmio devices and serial console as Firecracker's."""
 
+from __future__ import annotations
+
 import os
 import platform
 import re

@@ -1,0 +1,121 @@
+"""Which process is which: told apart by boot, pid, start time and marker, never by pid alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from pathlib import Path
+
+from vmm.model.machine import ProcessIdentity
+
+
+@functools.cache
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def is_alive(process: ProcessIdentity) -> bool:
+    """Whether this very process runs: same boot, same start time, its own marker in its command line, no zombie."""
+    _reap(process.pid)
+    stat = _stat(process.pid)
+    if stat is None or stat[0] == "Z" or stat[1] != process.start_ticks or boot_id() != process.boot_id:
+        return False
+    return not process.marker or _has_marker(process.pid, process.marker)
+
+
+def wait_gone(process: ProcessIdentity, *, timeout_s: float) -> bool:
+    """Wait until the process has ended; False when it still runs after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        # The pidfd was opened first: whatever is_alive sees now is what the fd stands for.
+        if not is_alive(process):
+            return True
+        import select
+
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        ended = bool(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        if ended:
+            _reap(process.pid)
+        return ended
+    finally:
+        os.close(fd)
+
+
+def kill(process: ProcessIdentity) -> None:
+    """Kill exactly this process (SIGKILL through a pidfd opened before it is recognised); none is no error."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        import signal
+
+        if is_alive(process):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(fd)
+
+
+def find(marker: str) -> ProcessIdentity | None:
+    """Return the process whose command line has `marker` as one argument, or None. Walks /proc: for repairs only."""
+    for entry in os.listdir("/proc"):  # noqa: PTH208  # names are all that is needed, of thousands
+        if not entry.isdigit():
+            continue
+        pid = int(entry)
+        if pid != os.getpid() and _has_marker(pid, marker):
+            stat = _stat(pid)
+            if stat is not None and stat[0] != "Z":
+                return of(pid, marker=marker)
+    return None
+
+
+def of(pid: int, *, marker: str) -> ProcessIdentity:
+    """Return the identity of the process that has this pid now."""
+    stat = _stat(pid)
+    return ProcessIdentity(boot_id=boot_id(), pid=pid, start_ticks=stat[1] if stat else 0, marker=marker)
+
+
+def this_process() -> ProcessIdentity:
+    """Return the identity of the vmm command at work, for rows that say who is at it."""
+    return of(os.getpid(), marker="")
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """Return (state, start time in clock ticks) from /proc/PID/stat, None when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command name may hold spaces and parentheses; what follows the last one does not (proc(5)).
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[19])
+
+
+def _has_marker(pid: int, marker: str) -> bool:
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    wanted = marker.encode()
+    # qemu takes its socket inside a longer argument, between ':' or '=' and ','.
+    return any(wanted == part for argument in arguments for part in _parts(argument))
+
+
+def _parts(argument: bytes) -> list[bytes]:
+    return [argument, *argument.replace(b"=", b",").replace(b":", b",").split(b",")]
+
+
+def _reap(pid: int) -> None:
+    """Collect a child of ours that has ended; a process that is not our child is none of our business."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return

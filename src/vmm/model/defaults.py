@@ -1,0 +1,17 @@
+"""What a machine gets when its user does not say."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a machine gets when its user does not say. Sizes in MiB."""
+
+    cpus: int
+    memory_mib: int
+    disk_mib: int
+    image: str
+    kernel: str
+    ssh_key_path: str | None
+    dns: tuple[str, ...]
+    engine: str  # auto, firecracker or qemu
