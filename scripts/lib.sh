@@ -46,6 +46,7 @@ environment() {
 	want="$(sha256sum "$top/pyproject.toml" | cut -d' ' -f1)"
 	# The environment for tests holds all that the one for use does.
 	if [ -x "$top/.venv/bin/vmm" ] && grep -qsxE "$want (dev|$extra)" "$stamp"; then
+		"$top/.venv/bin/python" -m compileall -q "$top/src" || true
 		return 0
 	fi
 	local interpreter

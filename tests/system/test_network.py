@@ -47,8 +47,8 @@ def pair(host: Host) -> Iterator[Pair]:
     with inside(host.namespace):
         network = open_site(data_dir=host.data_dir).network
         one, two = lease_for(IPv4Address("172.16.0.2")), lease_for(IPv4Address("172.16.0.3"))
-        network.attach(one, ())
-        network.attach(two, ())
+        with network.attaching(one, ()), network.attaching(two, ()):
+            pass
         with Guest(one) as first, Guest(two) as second:
             yield Pair(host, first, second)
         network.detach(one, ())
@@ -148,7 +148,8 @@ def test_the_world_is_reached_whatever_else_drops(host: Host, others: str) -> No
     lease = lease_for(IPv4Address("172.16.0.2"))
     with the_world(host) as world, serving(world, "-c", LISTEN, "9") as listener, inside(host.namespace):
         network = open_site(data_dir=host.data_dir).network
-        network.attach(lease, (forward,))
+        with network.attaching(lease, (forward,)):
+            pass
         with Guest(lease) as guest:
             out = ipv4(lease.address, OUTSIDE_WORLD, 17, udp(1234, 9, b"out"))
             guest.send(ethernet(lease.mac, GATEWAY_MAC, frames.IPV4, out))

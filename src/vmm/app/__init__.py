@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vmm.images.kernels import KernelLibrary
     from vmm.images.library import ImageLibrary
     from vmm.model.defaults import Defaults
-    from vmm.model.engine import Engine
     from vmm.model.network import Lease, PortForward, Subnet
+    from vmm.model.site import Engine
     from vmm.network.host_network import HostNetwork
     from vmm.storage.machine_files import MachineDirectories
     from vmm.storage.store import SqliteStore

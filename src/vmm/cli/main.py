@@ -1,17 +1,16 @@
-"""The parser's root, and the only `except VmmError`."""
+"""The parser's root."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from vmm.cli.ending import complain, guarded, interrupted
 from vmm.cli.options import Command, Group
-from vmm.errors import ExitCode, VmmError
+from vmm.errors import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,45 +100,26 @@ def cli(ctx: click.Context) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
+    return guarded(lambda: _parsed(list(arguments)))
+
+
+def _parsed(arguments: list[str]) -> int:
     try:
-        # Prefix and program name are given: click would look at what surrounds the process for them.
-        result = cli.main(args=list(arguments), prog_name="vmm", standalone_mode=False)
-    except VmmError as error:
-        return fail(error)
+        # The program's name is given: click would look at what surrounds the process for it.
+        result = cli.main(args=arguments, prog_name="vmm", standalone_mode=False)
     except click.ClickException as error:
         return _wrong_usage(error)
-    except (KeyboardInterrupt, click.Abort) as error:
-        click.echo("\nInterrupted; what was under way was undone or can be repeated.", err=True)
-        # click turns what interrupted it into an Abort of its own; a signal other than Ctrl-C's has its number.
-        number = getattr(error.__cause__ if isinstance(error, click.Abort) else error, "number", None)
-        return ExitCode.INTERRUPTED if number is None else 128 + int(number)
-    except BrokenPipeError:
-        return reader_gone()
+    except click.Abort as error:
+        # What click makes of an interruption.
+        return interrupted(error.__cause__)
     return result if isinstance(result, int) else ExitCode.DONE
-
-
-def fail(error: VmmError) -> int:
-    """Print an error's three parts and return its exit code."""
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.brief}", err=True)
-    click.echo(f"  {error.details}", err=True)
-    click.echo(f"  {click.style('To mend it:', bold=True)} {error.resolution}", err=True)
-    return error.exit_code
-
-
-def reader_gone() -> int:
-    """Whoever read our output has gone, which is no error; nothing may try to flush it once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ExitCode.DONE
 
 
 def _wrong_usage(error: click.ClickException) -> int:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "vmm"
-    message = error.format_message()
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
-    if context is not None and isinstance(context.command, Command):
-        click.echo(f"  {context.get_usage()}", err=True)
-    click.echo(f"  {click.style('To mend it:', bold=True)} {path} --help", err=True)
+    usage = context.get_usage() if context is not None and isinstance(context.command, Command) else ""
+    complain(error.format_message(), usage, f"{path} --help")
     return ExitCode.USAGE
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmm.model.image import Image, Kernel
     from vmm.model.network import PortForward
     from vmm.model.readiness import Check, SetupStep
+    from vmm.operations.start import Started
 
 # By CheckStatus's values: importing it costs a listing of machines a millisecond.
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failure": ("FAILURE", "red")}
@@ -106,6 +107,14 @@ def machine(view: MachineView, output: str) -> None:
     shown = {key: _plain(value) for key, value in facts.items() if value not in (None, [], {})}
     width = max(map(len, shown))
     _lines(f"{key:<{width}}  {value}" for key, value in shown.items())
+
+
+def started(result: Started) -> str:
+    """Return what is said of a machine that was started."""
+    name, address = result.machine.name, result.machine.lease.address
+    if result.already:
+        return f"{name} runs already, at {address}."
+    return f"{name} is running at {address} ({result.seconds:.2f} s). Open a shell: vmm ssh {name}"
 
 
 def forwards(found: Sequence[PortForward], output: str) -> None:

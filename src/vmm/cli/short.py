@@ -1,15 +1,18 @@
-"""The shortest way to a listing: `vmm list` in its plain forms, without the parser.
+"""The shortest ways: `vmm list` and `vmm start NAME` in their plain forms, without the parser.
 
-Prompts, scripts and people ask for it all the time, and a parser takes longer to import than the answer. What is not
-plain (a filter, another data directory, help, a mistake) goes to the parser, which does the same with the same parts.
+Prompts and scripts ask for the one all the time, and the other is the way from a command to a running guest; a parser
+takes longer to import than either takes. What is not plain (an option, another data directory, help, a mistake) goes to
+the parser, which does the same with the same parts.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from vmm import TYPE_CHECKING
-from vmm.errors import ExitCode, VmmError
+from vmm.cli.ending import guarded
+from vmm.errors import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,39 +22,40 @@ _OUTPUTS = ("table", "json", "name")
 
 def run_short(arguments: Sequence[str]) -> int | None:
     """Return the exit code, or None for a command line that the parser is to read."""
-    output = _listing(arguments)
-    if output is None:
-        return None
+    # Over before a collection of garbage would pay.
+    gc.disable()
+    match list(arguments):
+        case ["list" | "ls"] | ["list" | "ls", "-a" | "--all"]:
+            return guarded(lambda: _list("table"))
+        case ["list" | "ls", "--output", output] if output in _OUTPUTS:
+            return guarded(lambda: _list(output))
+        case ["start", name] if not name.startswith("-"):
+            return guarded(lambda: _start(name))
+        case _:
+            gc.enable()
+            return None
+
+
+def _list(output: str) -> int:
     from vmm.app import open_site
     from vmm.cli import render
     from vmm.operations.observe import view_all
 
-    try:
-        render.machines(view_all(open_site(read_only=True)), output)
-    except VmmError as error:
-        from vmm.cli.main import fail
-
-        return fail(error)
-    except BrokenPipeError:
-        from vmm.cli.main import reader_gone
-
-        return reader_gone()
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted.\n")
-        return ExitCode.INTERRUPTED
+    render.machines(view_all(open_site(read_only=True)), output)
     return ExitCode.DONE
 
 
-def _listing(arguments: Sequence[str]) -> str | None:
-    """Return how the listing is asked for, None when it is something else, or not plain."""
-    if not arguments or arguments[0] not in ("list", "ls"):
-        return None
-    match list(arguments[1:]):
-        case [] | ["-a"] | ["--all"]:
-            return "table"
-        case ["--output", output] if output in _OUTPUTS:
-            return output
-        case [text] if text.startswith("--output=") and text.removeprefix("--output=") in _OUTPUTS:
-            return text.removeprefix("--output=")
-        case _:
-            return None
+def _start(name: str) -> int:
+    from vmm.app import open_site, require_root
+    from vmm.cli.signals import end_in_good_order
+    from vmm.model.names import valid_name
+    from vmm.operations.start import start
+
+    valid_name(name)
+    require_root("start")
+    end_in_good_order()
+    started = start(open_site(), name)
+    from vmm.cli import render
+
+    sys.stdout.write(f"{render.started(started)}\n")
+    return ExitCode.DONE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import EngineError, HostError, VmmError
 from vmm.host import identity
 from vmm.host import process as hands

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING, Self
 
+from vmm import TYPE_CHECKING
 from vmm.errors import EngineError
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
+    from typing import Self
 
 # No answer that vmm asks for comes near this; an engine that says more is not sane.
 _MOST_BYTES = 64 * 1024

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.guest.cpio import Archive
 from vmm.host import files
 

@@ -6,8 +6,8 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import GuestError, HostError
 from vmm.host import files, process
 

@@ -16,8 +16,6 @@ from vmm.errors import ConflictError, HostError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-# FICLONE of linux/fs.h: share all of a file's blocks (XFS, btrfs, bcachefs).
-_FICLONE = 0x40049409
 # A directory of `staging_dir`: PREFIX-PID-RANDOM.
 _STAGING = r"[.a-z0-9]+-[0-9]+-[0-9a-f]{8}"
 
@@ -68,13 +66,14 @@ def copy_disk(source: Path, destination: Path, *, size_mib: int, mode: int = 0o6
     `destination` appears whole or not at all. Data is flushed by the caller's file system in its own time: the copy can
     be made again from the image as long as the machine never ran.
     """
+    from vmm.host import copy
+
     temporary = destination.with_name(f".{destination.name}.partial")
     try:
         temporary.unlink(missing_ok=True)
         with source.open("rb") as reader, temporary.open("xb") as writer:
             os.fchmod(writer.fileno(), mode)
-            if not _reflink(reader.fileno(), writer.fileno()):
-                _copy_data(reader.fileno(), writer.fileno())
+            copy.copy_content(reader.fileno(), writer.fileno())
             os.ftruncate(writer.fileno(), max(size_mib * 1024 * 1024, os.fstat(reader.fileno()).st_size))
         temporary.replace(destination)
     except OSError as error:
@@ -194,46 +193,6 @@ def _try_lock(path: Path) -> int | None:
         pass
     os.close(fd)
     return None
-
-
-def _reflink(source: int, destination: int) -> bool:
-    try:
-        fcntl.ioctl(destination, _FICLONE, source)
-    except OSError:
-        return False
-    return True
-
-
-def _copy_data(source: int, destination: int) -> None:
-    """Copy only the parts of a file that hold data; holes stay holes."""
-    size = os.fstat(source).st_size
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(source, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            raise
-        end = os.lseek(source, start, os.SEEK_HOLE)
-        os.lseek(destination, start, os.SEEK_SET)
-        os.lseek(source, start, os.SEEK_SET)
-        _copy_range(source, destination, start, end)
-        position = end
-
-
-def _copy_range(source: int, destination: int, start: int, end: int) -> None:
-    offset = start
-    while offset < end:
-        try:
-            count = os.copy_file_range(source, destination, end - offset, offset, offset)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            count = os.sendfile(destination, source, offset, end - offset)
-        if count == 0:
-            return
-        offset += count
 
 
 def _refuse_mounts(path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
-import shlex
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NoReturn
 
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError
@@ -16,10 +15,9 @@ from vmm.host import identity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import IO, NoReturn
 
     from vmm.model.machine import ProcessIdentity
-
-logger = logging.getLogger(__name__)
 
 # sbin first: a user's own PATH often lacks it, and root's tools live there.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -47,6 +45,36 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive", **(extra or {})}
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A short program under way, started by `begin`."""
+
+    _process: subprocess.Popen[bytes]
+
+    def finish(self) -> int:
+        """Wait for its end and return its exit code; killed when it takes longer than any program of this kind may."""
+        try:
+            return self._process.wait(_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def begin(argv: Sequence[str], *, stdin: str) -> Begun:
+    """Start a program that takes its commands from stdin and says nothing; HostError when it is missing."""
+    _tell("begin", argv)
+    try:
+        process = subprocess.Popen(
+            list(argv), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+        )
+    except FileNotFoundError as error:
+        raise _missing(argv[0]) from error
+    assert process.stdin is not None  # noqa: S101  # asked for above
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+        pipe.write(stdin.encode())
+    return Begun(process)
+
+
 def run(  # each is a plain fact of one exec; a type would only rename subprocess's own
     argv: Sequence[str],
     *,
@@ -62,7 +90,7 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
     Raises:
         HostError: the program is missing, took longer than `timeout_s`, or (with `check`) did not end with code 0.
     """
-    logger.debug("run: %s", shlex.join(argv))
+    _tell("run", argv)
     try:
         done = subprocess.run(
             list(argv),
@@ -84,7 +112,7 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
     except subprocess.TimeoutExpired as error:
         raise HostError(
             f"{Path(argv[0]).name} did not end within {timeout_s:.0f} s.",
-            details=shlex.join(argv),
+            details=_line(argv),
             resolution="Run the command by hand to see what it waits for, then try again.",
         ) from error
     raw: bytes | None = done.stdout
@@ -97,7 +125,7 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
     if check and completed.code != 0:
         raise HostError(
             f"{Path(argv[0]).name} failed with exit code {completed.code}.",
-            details=f"{shlex.join(argv)}: {completed.words}",
+            details=f"{_line(argv)}: {completed.words}",
             resolution="Mend what it names, then try again; -v shows every program that vmm runs.",
         )
     return completed
@@ -108,7 +136,7 @@ def spawn(argv: Sequence[str], *, marker: str, output: IO[bytes], errors: IO[byt
 
     `output` gets its stdout, `errors` its stderr (default: the same). `marker` must be one of its arguments.
     """
-    logger.debug("spawn: %s", shlex.join(argv))
+    _tell("spawn", argv)
     try:
         child = subprocess.Popen(
             list(argv),
@@ -135,7 +163,7 @@ def spawn(argv: Sequence[str], *, marker: str, output: IO[bytes], errors: IO[byt
 
 def replace(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> NoReturn:
     """Become another program, in this terminal and with this environment (the user's own ssh needs their agent)."""
-    logger.debug("exec: %s", shlex.join(argv))
+    _tell("exec", argv)
     try:
         os.execvpe(argv[0], list(argv), {**os.environ, **(env or {})})  # noqa: S606  # no shell is wanted
     except FileNotFoundError as error:
@@ -144,12 +172,26 @@ def replace(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> NoR
 
 def attached(argv: Sequence[str]) -> int:
     """Run a program in this terminal and environment; return its exit code (128 + n when signal n ended it)."""
-    logger.debug("attached: %s", shlex.join(argv))
+    _tell("attached", argv)
     try:
         code = subprocess.run(list(argv), check=False).returncode
     except FileNotFoundError as error:
         raise _missing(argv[0]) from error
     return code if code >= 0 else 128 - code
+
+
+def _tell(what: str, argv: Sequence[str]) -> None:
+    """Log a line that can be pasted into a shell. Without --verbose nobody has imported logging, and nobody listens."""
+    if "logging" in sys.modules:
+        import logging
+
+        logging.getLogger(__name__).debug("%s: %s", what, _line(argv))
+
+
+def _line(argv: Sequence[str]) -> str:
+    import shlex
+
+    return shlex.join(argv)
 
 
 def _missing(program: str) -> HostError:

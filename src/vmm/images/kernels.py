@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import ImageError, NotFoundError
-from vmm.images import packages
-from vmm.images.modules import find_tree, in_load_order
 from vmm.images.shelf import Shelf, sha256_of, text_of
-from vmm.images.vmlinux import extract_vmlinux
 from vmm.model.clock import now
 from vmm.model.image import Kernel
 from vmm.model.names import valid_name
@@ -82,6 +79,10 @@ class KernelLibrary:
 
         None or `default` is the distribution's own cloud kernel; another name is that of a linux-image package.
         """
+        # A start reads a kernel's description; what makes kernels is for those who do.
+        from vmm.images import packages
+        from vmm.images.vmlinux import extract_vmlinux
+
         chosen = valid_name(name or DEFAULT, what="kernel")
         if chosen != DEFAULT and not chosen.startswith("linux-image-"):
             raise NotFoundError(
@@ -105,6 +106,9 @@ class KernelLibrary:
         self, path: Path, name: str, *, modules: Path | None, stage1: bool, force: bool, progress: Progress
     ) -> Kernel:
         """Import a vmlinux or bzImage with its /lib/modules/VERSION; `stage1` false: it mounts /dev/vda itself."""
+        from vmm.images.modules import find_tree
+        from vmm.images.vmlinux import extract_vmlinux
+
         valid_name(name, what="kernel")
         with self._shelf.adding(name, force=force) as new, progress.step(f"Importing {path.name}"):
             extract_vmlinux(path, new / "vmlinux", staging=new.parent)
@@ -115,6 +119,8 @@ class KernelLibrary:
         return self.get(name)
 
     def _add_stage1(self, new: Path, modules: Path | None) -> None:
+        from vmm.images.modules import find_tree, in_load_order
+
         loaded = in_load_order(find_tree(modules)) if modules is not None else []
         self.build_stage1(loaded, new / "stage1.cpio.gz")
 

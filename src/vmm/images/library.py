@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import ImageError, NotFoundError
-from vmm.images import rootfs, sources
-from vmm.images.ext4 import read_superblock
 from vmm.images.shelf import Shelf, sha256_of, text_of
 from vmm.model.clock import now
 from vmm.model.image import Image
@@ -74,6 +72,9 @@ class ImageLibrary:
 
     def pull(self, name: str | None, *, force: bool, progress: Progress) -> Image:
         """Build an image from packages: `default` (this host's own distribution), `debian-12`, `ubuntu-24.04`."""
+        # A create reads an image's description; what makes images is for those who do.
+        from vmm.images import rootfs
+
         chosen = valid_name(name or rootfs.DEFAULT, what="image")
         recipe = rootfs.recipe_for(chosen)
 
@@ -84,6 +85,8 @@ class ImageLibrary:
 
     def import_path(self, path: Path, name: str, *, size_mib: int | None, force: bool, progress: Progress) -> Image:
         """Import an ext4 file, a directory or a tar; `size_mib` for the latter two, else what they need."""
+        from vmm.images import sources
+
         valid_name(name, what="image")
         kind = sources.kind_of(path)
 
@@ -95,6 +98,8 @@ class ImageLibrary:
     def _add(
         self, name: str, build: Callable[[Path, Path], None], *, source: str, force: bool, progress: Progress
     ) -> Image:
+        from vmm.images.ext4 import read_superblock
+
         with self._shelf.adding(name, force=force) as new:
             path = new / "rootfs.ext4"
             # Whatever is needed on the way lies beside the new item, never in it.

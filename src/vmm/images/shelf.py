@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
+from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, ImageError, NotFoundError
 from vmm.host import files
 
@@ -38,10 +38,10 @@ class Shelf:
         """
         path = self.directory(name) / self.description
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError("it is no JSON object")  # noqa: TRY004  # one of the ways of not being JSON of ours
-            return cast("dict[str, object]", found)
+            found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+            if type(found) is not dict:
+                raise ValueError("it is no JSON object")  # one of the ways of not being JSON of ours
+            return found
         except FileNotFoundError as error:
             if self.directory(name).exists():
                 raise self.damaged(name, str(error)) from error

@@ -1,7 +1,7 @@
 """Times as they are recorded: UTC, ISO 8601, whole seconds."""
 
-from datetime import UTC, datetime
+import time
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,15 +1,14 @@
-"""The contract of engines: what a machine's process is given, and what it can be asked."""
+"""What an engine is given to run a machine, and what it reports of it. The contract itself is in `model.site`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+
+from vmm import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from vmm.model.machine import EngineName, ProcessIdentity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,32 +61,3 @@ class EngineStatus(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
     SILENT = "silent"  # it did not answer within its time
-
-
-class Engine(Protocol):
-    """How a machine runs. Engines are twins: same verbs, features declared, refusal early.
-
-    Every method is bounded in time. All raise EngineError with the engine's own words in `details`.
-    """
-
-    @property
-    def name(self) -> EngineName: ...
-
-    @property
-    def features(self) -> EngineFeatures: ...
-
-    def spawn(self, plan: BootPlan) -> ProcessIdentity:
-        """Start the engine's process for `plan` in a session of its own and return at once."""
-        ...
-
-    def await_running(self, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float) -> None:
-        """Return as soon as the engine reports the guest running; raise EngineError if it ends or the time is over."""
-        ...
-
-    def status(self, socket: Path, *, timeout_s: float = 2.0) -> EngineStatus:
-        """Ask the engine through its API socket."""
-        ...
-
-    def press_power_button(self, socket: Path) -> bool:
-        """Ask the guest to shut down (Ctrl-Alt-Del, ACPI). True when the engine took the request."""
-        ...

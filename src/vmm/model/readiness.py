@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+
+from vmm import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vmm.model.defaults import Defaults
-from vmm.model.engine import Engine
+from vmm.model.engine import BootPlan, EngineFeatures, EngineStatus
 from vmm.model.image import Image, Kernel
 from vmm.model.machine import (
     EngineName,
@@ -48,8 +48,11 @@ class Store(Protocol):
 class Network(Protocol):
     """Bridge, taps and firewall. Idempotent; all raise NetworkError."""
 
-    def attach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
-        """Make the tap, put it on the bridge and open its forwards; mends bridge and table where they are not whole."""
+    def attaching(self, lease: Lease, forwards: Sequence[PortForward]) -> AbstractContextManager[None]:
+        """Let a machine onto the bridge; mends bridge and firewall where they are not whole.
+
+        The rules are set beside the block, which prepares whatever else the machine needs; at its end the tap stands.
+        """
         ...
 
     def detach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
@@ -146,6 +149,43 @@ class MachineFiles(Protocol):
     def remove(self, name: str) -> None:
         """Remove everything that is the machine's on disk; what is gone already is no error. Works on a full disk."""
         ...
+
+
+class Engine(Protocol):
+    """How a machine runs. Engines are twins: same verbs, features declared, refusal early.
+
+    Every method is bounded in time. All raise EngineError with the engine's own words in `details`.
+    """
+
+    @property
+    def name(self) -> EngineName: ...
+
+    @property
+    def features(self) -> EngineFeatures: ...
+
+    def spawn(self, plan: BootPlan) -> ProcessIdentity:
+        """Start the engine's process for `plan` in a session of its own and return at once."""
+        ...
+
+    def await_running(self, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float) -> None:
+        """Return as soon as the engine reports the guest running; raise EngineError if it ends or the time is over."""
+        ...
+
+    def status(self, socket: Path, *, timeout_s: float = 2.0) -> EngineStatus:
+        """Ask the engine through its API socket."""
+        ...
+
+    def press_power_button(self, socket: Path) -> bool:
+        """Ask the guest to shut down (Ctrl-Alt-Del, ACPI). True when the engine took the request."""
+        ...
+
+
+class WriteInitrd(Protocol):
+    """Writes a machine's initrd: the kernel's stage-1 and the machine's own facts."""
+
+    def __call__(
+        self, out: Path, *, machine: Machine, stage1: Path, host_key: Path, resolvers: Sequence[str], grow: bool
+    ) -> None: ...
 
 
 class Guest(Protocol):

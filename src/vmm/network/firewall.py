@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import HostError, NetworkError
 from vmm.host import process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vmm.model.network import Lease, PortForward, Subnet
 
@@ -95,9 +95,16 @@ class Firewall:
         elements = [line for lease, forwards in attached for line in _elements("add", lease, forwards)]
         _nft(tables + "\n".join(elements) + "\n")
 
-    def admit(self, lease: Lease, forwards: Sequence[PortForward]) -> bool:
-        """Add one machine's elements; False when the tables are not there, or hold something else of that name."""
-        return _nft_worked("\n".join(_elements("add", lease, forwards)))
+    def begin_admit(self, lease: Lease, forwards: Sequence[PortForward]) -> Callable[[], bool]:
+        """Begin to add one machine's elements, and return what waits for the end of it.
+
+        That returns False when the tables are not there, or hold something else of that name.
+        """
+        try:
+            begun = process.begin(["nft", "-f", "-"], stdin="\n".join(_elements("add", lease, forwards)) + "\n")
+        except HostError as error:
+            raise _no_nft(error) from error
+        return lambda: begun.finish() == 0
 
     def dismiss(self, lease: Lease, forwards: Sequence[PortForward]) -> bool:
         """Remove one machine's elements; False when the tables are not there.
@@ -165,7 +172,7 @@ def _run(commands: str, *, check: bool) -> int:
     try:
         done = process.run(["nft", "-f", "-"], stdin=commands + "\n", timeout_s=30, check=False)
     except HostError as error:
-        raise NetworkError(error.brief, details=error.details, resolution="sudo apt-get install nftables") from error
+        raise _no_nft(error) from error
     if check and done.code != 0:
         raise NetworkError(
             "The firewall cannot be set.",
@@ -173,6 +180,10 @@ def _run(commands: str, *, check: bool) -> int:
             resolution="Check that this kernel has nftables, with its bridge family: vmm doctor",
         )
     return done.code
+
+
+def _no_nft(error: HostError) -> NetworkError:
+    return NetworkError(error.brief, details=error.details, resolution="sudo apt-get install nftables")
 
 
 def _iptables_listing() -> str:

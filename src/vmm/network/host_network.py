@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from vmm.errors import NetworkError
@@ -27,11 +28,18 @@ class HostNetwork:
     def _firewall(self) -> Firewall:
         return Firewall(bridge=self.bridge_name, subnet=self.subnet, host_interface=self.host_interface)
 
-    def attach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
+    @contextlib.contextmanager
+    def attaching(self, lease: Lease, forwards: Sequence[PortForward]) -> Generator[None]:
         self._mend_bridge()
-        # Rules first: a tap never stands on the bridge without what keeps its machine honest.
-        if not self._firewall.admit(lease, forwards):
+        admitted = self._firewall.begin_admit(lease, forwards)
+        try:
+            yield
+        finally:
+            # Also when the block failed: what is taken back next must not race with what is being added.
+            worked = admitted()
+        if not worked:
             self.reconcile([*self.running(), (lease, forwards)])
+        # Rules first: a tap never stands on the bridge without what keeps its machine honest.
         links.make_tap(lease.tap, self.bridge_name)
 
     def detach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:

@@ -8,12 +8,15 @@ import fcntl
 import os
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from vmm import TYPE_CHECKING
 from vmm.errors import NetworkError
 from vmm.model.network import Subnet, lease_for
 from vmm.network import netlink
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network
 
 # linux/if_tun.h and linux/sockios.h
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
@@ -42,6 +45,8 @@ def mend_bridge(name: str, subnet: Subnet) -> None:
     Raises:
         NetworkError: the subnet is in use elsewhere on the host, or the kernel refuses.
     """
+    from ipaddress import IPv4Address
+
     gateway = IPv4Address(subnet.gateway)
     try:
         if not _exists(name):
@@ -116,6 +121,8 @@ def _exists(name: str) -> bool:
 
 def _refuse_clash(name: str, network: IPv4Network) -> None:
     """Refuse a subnet that the host reaches some other way: a VPN, a LAN, Docker's networks."""
+    from ipaddress import IPv4Address, IPv4Network
+
     for line in _ROUTES.read_text(encoding="ascii").splitlines()[1:]:
         fields = line.split()
         address = IPv4Address(socket.ntohl(int(fields[1], 16)))

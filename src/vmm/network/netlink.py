@@ -10,8 +10,8 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import NetworkError
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import UsageError
 from vmm.model import names, sizes
 from vmm.model.lifecycle import Verb, check_legal

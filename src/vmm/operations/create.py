@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, UsageError
 from vmm.model import names, sizes
 from vmm.model.clock import now
@@ -56,7 +56,7 @@ def create(site: Site, request: CreateRequest) -> Machine:
     _check_disk(spec, image)
     with site.store.lock(spec.name):
         _make_way(site, spec.name)
-        machine = site.store.add(spec, subnet=site.subnet, id=secrets.token_hex(16), created_at=now())
+        machine = site.store.add(spec, subnet=site.subnet, id=os.urandom(16).hex(), created_at=now())
         try:
             site.files.make(machine, image)
         except BaseException:

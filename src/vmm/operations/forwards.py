@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, VmmError
 from vmm.model.machine import MachineState
 from vmm.operations.observe import observed

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from vmm import TYPE_CHECKING
 from vmm.model import names
 from vmm.model.lifecycle import Verb, check_legal
 from vmm.operations.observe import observed

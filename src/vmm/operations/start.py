@@ -6,8 +6,8 @@ import contextlib
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import EngineError, NetworkError, StateError, VmmError
 from vmm.model.clock import now
 from vmm.model.command_line import command_line
@@ -84,15 +84,15 @@ def _adopt(machine: Machine) -> bool:
 
 def _boot(site: Site, machine: Machine, *, wait: Wait, timeout_s: float | None) -> Machine:
     name = machine.name
-    engine = site.engine(machine.spec.engine)
-    plan = _plan(site, machine)
     # What will outlive this process is recorded before it is made: from here on the row says that we are at it.
     site.store.record(name, MachineState.STARTING, process=site.processes.this_process(), wanted=True)
     process: ProcessIdentity | None = None
     try:
-        site.network.attach(machine.lease, site.store.forwards(name))
-        started_at = now()
-        site.files.mark_boot(name, at=started_at)
+        with site.network.attaching(machine.lease, site.store.forwards(name)):
+            engine = site.engine(machine.spec.engine)
+            plan = _plan(site, machine)
+            started_at = now()
+            site.files.mark_boot(name, at=started_at)
         process = engine.spawn(plan)
         site.store.record(name, MachineState.STARTING, process=process, started_at=started_at)
         if wait is not Wait.NONE:
@@ -115,7 +115,8 @@ def _plan(site: Site, machine: Machine) -> BootPlan:
     kernel = site.kernels.get(spec.kernel)
     if not files.is_made(name):
         _remake(site, machine)
-    initrd = files.prepare_boot(machine, kernel, spec.dns or site.resolvers())
+    resolvers = () if kernel.stage1 is None else spec.dns or site.resolvers()
+    initrd = files.prepare_boot(machine, kernel, resolvers)
     seed = files.seed_disk(machine)
     disks = (Disk(path=files.disk(name)), *((Disk(path=seed, read_only=True),) if seed else ()))
     return BootPlan(

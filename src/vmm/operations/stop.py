@@ -6,8 +6,8 @@ import contextlib
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.errors import EngineError, NotFoundError, StateError
 from vmm.model.lifecycle import Verb, check_legal, is_needed
 from vmm.model.machine import Machine, MachineState, ProcessIdentity

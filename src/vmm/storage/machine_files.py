@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
+from vmm import TYPE_CHECKING
 from vmm.errors import HostError, VmmError
 from vmm.host import files
 
@@ -18,20 +17,13 @@ if TYPE_CHECKING:
     from vmm.config import Paths
     from vmm.model.image import Image, Kernel
     from vmm.model.machine import Machine
+    from vmm.model.site import WriteInitrd
 
 # The console of a machine is trimmed to this at each start; the newest is kept.
 CONSOLE_BYTES = 16 * 1024 * 1024
 _WORDS_BYTES = 4096
 _LOG_WORDS_BYTES = 2048
 _BOOT_MARK = "\n=== vmm: {name} boots at {at} ===\n"
-
-
-class WriteInitrd(Protocol):
-    """Writes a machine's initrd: the kernel's stage-1 and the machine's own facts."""
-
-    def __call__(
-        self, out: Path, *, machine: Machine, stage1: Path, host_key: Path, resolvers: Sequence[str], grow: bool
-    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +173,8 @@ class _Errand:
     def __init__(self, work: Callable[[], None]) -> None:
         self._error: VmmError | None = None
         self._work = work
+        import threading
+
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

@@ -10,7 +10,7 @@ from vmm.cli.options import Command, Seconds, settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.operations.host_boot import Outcome
+    from vmm.operations.together import Outcome
 
 
 @click.command("setup", cls=Command)
@@ -98,7 +98,7 @@ def teardown_command() -> None:
 
 
 def _report(done: str, outcomes: "Sequence[Outcome]") -> int:
-    from vmm.cli.main import fail
+    from vmm.cli.ending import fail
 
     for outcome in outcomes:
         if outcome.error is None:

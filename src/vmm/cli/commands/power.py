@@ -68,14 +68,11 @@ def restart_command(
 
 def start_one(given: Settings, site: HostSite, name: str, *, wait: str, timeout: float | None) -> Started:
     """Start one machine and say so."""
+    from vmm.cli import render
     from vmm.operations.start import Wait, start
 
     started = start(site, name, wait=Wait(wait), timeout_s=timeout)
-    address = started.machine.lease.address
-    if started.already:
-        given.say(f"{name} runs already, at {address}.")
-    else:
-        given.say(f"{name} is running at {address} ({started.seconds:.2f} s). Open a shell: vmm ssh {name}")
+    given.say(render.started(started))
     return started
 
 
@@ -96,8 +93,8 @@ def each(names: Sequence[str], act: Callable[[str], object]) -> int:
 
     It happens in threads, which have no click context.
     """
-    from vmm.cli.main import fail
-    from vmm.operations.host_boot import each as do_each
+    from vmm.cli.ending import fail
+    from vmm.operations.together import each as do_each
 
     if not names:
         return 0

@@ -1,6 +1,6 @@
 """`vmm run`: from nothing to a command or a shell in a machine."""
 
-import secrets
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -60,4 +60,4 @@ def _split(words: Sequence[str]) -> tuple[str, Sequence[str]]:
     before = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if words and words[0] in before:
         return words[0], words[1:]
-    return f"run-{secrets.token_hex(3)}", words
+    return f"run-{os.urandom(3).hex()}", words

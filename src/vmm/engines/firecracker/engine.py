@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vmm import TYPE_CHECKING
 from vmm.engines import launch
-from vmm.engines.firecracker import api
-from vmm.engines.sockets import silent
 from vmm.errors import EngineError
 from vmm.host import files
 from vmm.model.engine import BootPlan, EngineFeatures, EngineStatus
@@ -58,6 +56,10 @@ class FirecrackerEngine:
         )
 
     def status(self, socket: Path, *, timeout_s: float = 2.0) -> EngineStatus:
+        # Its API is asked once the process is on its way: what it takes to import that passes while it starts.
+        from vmm.engines.firecracker import api
+        from vmm.engines.sockets import silent
+
         state = api.request(socket, "GET", "/", timeout_s=timeout_s).get("state")
         if state not in _STATUS:
             raise silent(socket, f"it reports the state {state!r}")
@@ -65,6 +67,8 @@ class FirecrackerEngine:
 
     def press_power_button(self, socket: Path) -> bool:
         """Send Ctrl-Alt-Del. It reaches only guests with a PS/2 keyboard driver; others do not notice."""
+        from vmm.engines.firecracker import api
+
         api.request(socket, "PUT", "/actions", {"action_type": "SendCtrlAltDel"}, timeout_s=2.0)
         return True
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.engines import launch
-from vmm.engines.qemu import qmp
-from vmm.engines.sockets import silent
 from vmm.errors import EngineError
 from vmm.model.engine import BootPlan, Disk, EngineFeatures, EngineStatus
 from vmm.model.machine import EngineName, ProcessIdentity
@@ -55,6 +53,10 @@ class QemuEngine:
         )
 
     def status(self, socket: Path, *, timeout_s: float = 2.0) -> EngineStatus:
+        # As Firecracker's: imported while the process starts.
+        from vmm.engines.qemu import qmp
+        from vmm.engines.sockets import silent
+
         answer = qmp.execute(socket, "query-status", timeout_s=timeout_s)
         match answer:
             case {"status": str(state)} if state in _STATUS:
@@ -64,6 +66,8 @@ class QemuEngine:
 
     def press_power_button(self, socket: Path) -> bool:
         """Press the ACPI power button; a guest without anyone listening to it does not notice."""
+        from vmm.engines.qemu import qmp
+
         qmp.execute(socket, "system_powerdown", timeout_s=2.0)
         return True
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import cast
 
 from vmm.engines.sockets import BoundedSocket, silent
 from vmm.errors import EngineError
@@ -38,9 +37,9 @@ def _ask(socket: Path, connection: BoundedSocket, question: object) -> object:
 
 def _object(socket: Path, line: bytes) -> dict[str, object]:
     try:
-        answer = json.loads(line)
+        answer: dict[str, object] = json.loads(line)
     except ValueError as error:
         raise silent(socket, f"its answer is no JSON: {error}") from error
-    if not isinstance(answer, dict):
+    if type(answer) is not dict:
         raise silent(socket, "its answer is no JSON object")
-    return cast("dict[str, object]", answer)
+    return answer

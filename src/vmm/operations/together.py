@@ -1,0 +1,39 @@
+"""One verb on many machines, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmm import TYPE_CHECKING
+from vmm.errors import VmmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one machine of many; `error` is None when it was done."""
+
+    name: str
+    result: object | None = None
+    error: VmmError | None = None
+
+
+def each(names: Sequence[str], act: Callable[[str], object], *, workers: int = 8) -> tuple[Outcome, ...]:
+    """Do one thing to many machines side by side; an error of one does not keep it from the others."""
+    if len(names) == 1:
+        # The usual case goes without threads, and without importing them.
+        return (_outcome(names[0], act),)
+    from concurrent.futures import ThreadPoolExecutor
+    from itertools import repeat
+
+    with ThreadPoolExecutor(max_workers=max(1, min(workers, len(names)))) as pool:
+        return tuple(pool.map(_outcome, names, repeat(act)))
+
+
+def _outcome(name: str, act: Callable[[str], object]) -> Outcome:
+    try:
+        return Outcome(name=name, result=act(name))
+    except VmmError as error:
+        return Outcome(name=name, error=error)
