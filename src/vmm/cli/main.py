@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "teardown": ("host", "Take bridge, taps and firewall tables off this host.", ""),
 }
 ALIASES = {"ls": "list", "rm": "delete"}
-_SECTIONS = ("Begin", "Machines", "Inside", "Library", "Host")
+SECTIONS = ("Begin", "Machines", "Inside", "Library", "Host")
 
 _WELCOME = """\
 vmm: real virtual machines on this host, booted in well under a second.
@@ -75,7 +75,7 @@ class Root(Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for section in _SECTIONS:
+        for section in SECTIONS:
             rows = [(name, text) for name, (_, text, where) in COMMANDS.items() if where == section]
             with formatter.section(section):
                 formatter.write_dl(rows)

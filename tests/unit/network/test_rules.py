@@ -1,0 +1,62 @@
+"""Resolvers and rules as text; what the rules do to frames is shown by the system tests."""
+
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from vmm.model.network import PortForward, Protocol, checked_subnet, lease_for
+from vmm.network import firewall
+from vmm.network.dns import FALLBACK, host_resolvers
+from vmm.network.firewall import Firewall
+
+LEASE = lease_for(IPv4Address("172.16.0.2"))
+
+
+@pytest.mark.parametrize(
+    ("own", "behind", "expected"),
+    [
+        ("nameserver 8.8.8.8\n", "", ("8.8.8.8",)),
+        ("nameserver 127.0.0.53\n", "nameserver 10.0.0.1\nnameserver 10.0.0.2\n", ("10.0.0.1", "10.0.0.2")),
+        ("nameserver ::1\nnameserver fe80::1\n# nameserver 1.1.1.1\nnameserver\nnameserver x\n", "", FALLBACK),
+        ("nameserver 1.0.0.1\nnameserver 1.0.0.2\nnameserver 1.0.0.3\nnameserver 1.0.0.4\n", "",
+         ("1.0.0.1", "1.0.0.2", "1.0.0.3")),
+    ],
+)  # fmt: skip
+def test_resolvers_that_a_guest_can_reach(tmp_path: Path, own: str, behind: str, expected: tuple[str, ...]) -> None:
+    (tmp_path / "own").write_text(own)
+    (tmp_path / "behind").write_text(behind)
+    assert host_resolvers(tmp_path / "own", tmp_path / "behind") == expected
+    assert host_resolvers(tmp_path / "none", tmp_path / "nor this") == FALLBACK
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What would be handed to nft."""
+    handed: list[str] = []
+
+    def hand(commands: str, *, check: bool) -> int:
+        handed.append(commands)
+        return 0
+
+    monkeypatch.setattr(firewall, "_run", hand)
+    return handed
+
+
+def test_the_whole_firewall_is_one_transaction(said: list[str]) -> None:
+    wall = Firewall(bridge="br7", subnet=checked_subnet("10.77.0.0/24", "10.77.0.1"), host_interface="eth9")
+    forward = PortForward(machine="m", protocol=Protocol.UDP, host_address="127.0.0.1", host_port=53, guest_port=5353)
+    wall.replace([(LEASE, (forward,))])
+    (text,) = said
+    assert text.index("delete table ip vmm") < text.index("table ip vmm {")
+    assert 'ip saddr 10.77.0.0/24 oifname "eth9" masquerade' in text
+    assert "add element ip vmm ports_at { udp . 127.0.0.1 . 53 : 172.16.0.2 . 5353 }" in text
+    assert "add element bridge vmm senders { vmm-ac100002 . 06:00:ac:10:00:02 . 172.16.0.2 }" in text
+    assert "{bridge}" not in text
+
+
+def test_what_is_not_there_can_be_taken_away(said: list[str]) -> None:
+    wall = Firewall(bridge="b", subnet=checked_subnet("10.77.0.0/24", "10.77.0.1"))
+    wall.dismiss(LEASE, ())
+    added, deleted = said[0].splitlines()
+    assert added == deleted.replace("delete", "add")
