@@ -161,6 +161,7 @@ class FakeGuest:
     log: list[str]
     processes: FakeProcesses
     obeys: bool = False
+    deaf: int = 0  # how many times it does not hear
     fails: Exception | None = None
 
     def await_ssh(self, machine, *, timeout_s, alive) -> float:
@@ -171,6 +172,9 @@ class FakeGuest:
 
     def ask_shutdown(self, machine, *, reboot: bool, timeout_s: float) -> bool:
         self.log.append("ask reboot" if reboot else "ask poweroff")
+        if self.deaf:
+            self.deaf -= 1
+            return False
         if self.obeys:
             self.processes.alive.discard(42)
         return self.obeys

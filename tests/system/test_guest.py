@@ -278,6 +278,11 @@ def test_a_guests_own_power_off_is_a_stop(dev: Host) -> None:
     assert "does not run" in dev.vmm("stop", "dev").stdout
 
 
+def test_a_guest_that_is_still_booting_is_asked_until_it_hears(dev: Host) -> None:
+    dev.vmm("start", "dev")
+    assert "shut down by the guest" in dev.vmm("stop", "dev").stdout
+
+
 def test_run_makes_a_machine_for_one_command_and_removes_it(shared_host: Host) -> None:
     done = shared_host.vmm(
         "run", "--rm", "--cpus", "2", "--engine", "qemu", "--", "sh -c 'uname -s; exit 5'", check=False

@@ -25,7 +25,7 @@ def initialise(config: Config) -> bool:
     return True
 
 
-def set_config(changes: Mapping[str, str], *, data_dir: Path | None, config_file: Path | None) -> Path:
+def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, config_file: Path | None = None) -> Path:
     """Set keys, keeping the file's comments and order; return the file's path.
 
     Raises:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PORT = 22
 _ASK_S = 8.0
+_ASKED = "vmm: asked"
 # Polled tightly: a sleep of a second between tries was measured to hide seconds of every boot.
 _POLL_S = 0.02
 _CONNECT_S = 0.5
@@ -55,21 +56,18 @@ class SshGuest:
         )
 
     def ask_shutdown(self, machine: Machine, *, reboot: bool, timeout_s: float) -> bool:
-        """Ask the guest over ssh to go down. True also when it went so fast that the connection broke."""
-        verb = "reboot" if reboot else "poweroff"
-        # An init other than systemd has the plain commands.
-        command = f"systemctl --no-block {verb} 2>/dev/null || {verb}"
-        argv = self._base(machine, user="root", seconds=3)
+        """Ask the guest over ssh to go down; False when ssh never got in, so that asking again may help."""
         if not self._can_read_key():
             return False
+        verb = "reboot" if reboot else "poweroff"
+        # An init other than systemd has the plain commands. The word proves that we were in, whatever becomes of the
+        # connection when the guest goes down under it.
+        command = f"echo {_ASKED}; systemctl --no-block {verb} 2>/dev/null || {verb}"
+        argv = [*self._base(machine, user="root", seconds=3), "-o", "BatchMode=yes", "-n", machine.id, command]
         try:
-            done = process.run(
-                [*argv, "-o", "BatchMode=yes", "-n", machine.id, command], timeout_s=min(_ASK_S, timeout_s), check=False
-            )
+            return _ASKED in process.run(argv, timeout_s=min(_ASK_S, timeout_s), check=False).stdout
         except HostError:
             return False
-        # 255 is ssh's own: it never got in, or the connection broke while the guest went down.
-        return done.code in (0, 255)
 
     def ssh_command(self, machine: Machine, *, user: str, arguments: Sequence[str]) -> list[str]:
         return [*self._base(machine, user=user, seconds=10), machine.id, *arguments]

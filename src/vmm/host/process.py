@@ -14,7 +14,7 @@ from vmm.errors import HostError
 from vmm.host import identity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from typing import IO, NoReturn
 
     from vmm.model.machine import ProcessIdentity
@@ -62,13 +62,10 @@ class Begun:
 
 def begin(argv: Sequence[str], *, stdin: str) -> Begun:
     """Start a program that takes its commands from stdin and says nothing; HostError when it is missing."""
-    _tell("begin", argv)
-    try:
+    with _told(argv):
         process = subprocess.Popen(
             list(argv), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
         )
-    except FileNotFoundError as error:
-        raise _missing(argv[0]) from error
     assert process.stdin is not None  # noqa: S101  # asked for above
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
         pipe.write(stdin.encode())
@@ -90,8 +87,7 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
     Raises:
         HostError: the program is missing, took longer than `timeout_s`, or (with `check`) did not end with code 0.
     """
-    _tell("run", argv)
-    try:
+    with _told(argv):
         done = subprocess.run(
             list(argv),
             # An empty input is an end of file at once: what /dev/null would give.
@@ -103,18 +99,6 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
             cwd=cwd,
             check=False,
         )
-    except FileNotFoundError as error:
-        raise _missing(argv[0]) from error
-    except PermissionError as error:
-        raise HostError(
-            f"{argv[0]} may not be run.", details=str(error), resolution=f"Check it: ls -l {argv[0]}"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise HostError(
-            f"{Path(argv[0]).name} did not end within {timeout_s:.0f} s.",
-            details=_line(argv),
-            resolution="Run the command by hand to see what it waits for, then try again.",
-        ) from error
     raw: bytes | None = done.stdout
     completed = Completed(
         argv=tuple(argv),
@@ -136,8 +120,7 @@ def spawn(argv: Sequence[str], *, marker: str, output: IO[bytes], errors: IO[byt
 
     `output` gets its stdout, `errors` its stderr (default: the same). `marker` must be one of its arguments.
     """
-    _tell("spawn", argv)
-    try:
+    with _told(argv):
         child = subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
@@ -149,12 +132,6 @@ def spawn(argv: Sequence[str], *, marker: str, output: IO[bytes], errors: IO[byt
             # What it makes, its API socket above all, is its owner's alone. In the child: ours has other threads.
             umask=0o077,
         )
-    except FileNotFoundError as error:
-        raise _missing(argv[0]) from error
-    except OSError as error:
-        raise HostError(
-            f"{argv[0]} cannot be started.", details=str(error), resolution=f"Check it: ls -l {argv[0]}"
-        ) from error
     # It is meant to outlive this process: the interpreter must not warn that it still runs. While this process lives it
     # stays the parent, so a child that ended is a zombie until `reap`.
     child.returncode = 0
@@ -163,29 +140,39 @@ def spawn(argv: Sequence[str], *, marker: str, output: IO[bytes], errors: IO[byt
 
 def replace(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> NoReturn:
     """Become another program, in this terminal and with this environment (the user's own ssh needs their agent)."""
-    _tell("exec", argv)
-    try:
+    with _told(argv):
         os.execvpe(argv[0], list(argv), {**os.environ, **(env or {})})  # noqa: S606  # no shell is wanted
-    except FileNotFoundError as error:
-        raise _missing(argv[0]) from error
 
 
 def attached(argv: Sequence[str]) -> int:
     """Run a program in this terminal and environment; return its exit code (128 + n when signal n ended it)."""
-    _tell("attached", argv)
-    try:
+    with _told(argv):
         code = subprocess.run(list(argv), check=False).returncode
-    except FileNotFoundError as error:
-        raise _missing(argv[0]) from error
     return code if code >= 0 else 128 - code
 
 
-def _tell(what: str, argv: Sequence[str]) -> None:
-    """Log a line that can be pasted into a shell. Without --verbose nobody has imported logging, and nobody listens."""
+@contextlib.contextmanager
+def _told(argv: Sequence[str]) -> Generator[None]:
+    """Log a line that can be pasted into a shell, and convert what goes wrong with starting a program."""
+    # Without --verbose nobody has imported logging, and nobody listens.
     if "logging" in sys.modules:
         import logging
 
-        logging.getLogger(__name__).debug("%s: %s", what, _line(argv))
+        logging.getLogger(__name__).debug("%s", _line(argv))
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise _missing(argv[0]) from error
+    except subprocess.TimeoutExpired as error:
+        raise HostError(
+            f"{Path(argv[0]).name} did not end within {error.timeout:.0f} s.",
+            details=_line(argv),
+            resolution="Run the command by hand to see what it waits for, then try again.",
+        ) from error
+    except OSError as error:
+        raise HostError(
+            f"{argv[0]} cannot be started.", details=str(error), resolution=f"Check it: ls -l {argv[0]}"
+        ) from error
 
 
 def _line(argv: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ STOP_TIMEOUT_S = 30.0
 # A guest that honours the power button is on its way down well within this; one that does not is asked over ssh.
 _BUTTON_S = 0.3
 _POLL_S = 0.1
+_ASK_AGAIN_S = 1.0
 
 
 class StopMethod(StrEnum):
@@ -112,9 +113,16 @@ def _guest_goes(site: Site, machine: Machine, process: ProcessIdentity, deadline
     if _wait(site, machine, process, min(deadline, time.monotonic() + _BUTTON_S)):
         return True
     # Firecracker's process ends at a reboot and outlives a power-off; under qemu both end it.
-    remaining = max(0.1, deadline - time.monotonic())
-    site.guest.ask_shutdown(machine, reboot=not engine.features.power_off_ends, timeout_s=remaining)
-    return _wait(site, machine, process, deadline)
+    reboot = not engine.features.power_off_ends
+    while True:
+        # A guest that has only just been started has no ssh yet: it is asked again until it has.
+        remaining = max(0.1, deadline - time.monotonic())
+        asked = site.guest.ask_shutdown(machine, reboot=reboot, timeout_s=remaining)
+        until = deadline if asked else min(deadline, time.monotonic() + _ASK_AGAIN_S)
+        if _wait(site, machine, process, until):
+            return True
+        if asked or time.monotonic() >= deadline:
+            return False
 
 
 def _wait(site: Site, machine: Machine, process: ProcessIdentity, deadline: float) -> bool:

@@ -192,6 +192,14 @@ def test_a_guest_that_must_be_asked_over_ssh(site: FakeSite, ends: bool, asked: 
     assert site.log[:2] == ["button", asked]
 
 
+def test_a_guest_that_is_still_booting_is_asked_again(site: FakeSite) -> None:
+    running(site)
+    site.guest.deaf = 1
+    site.guest.obeys = True
+    assert stop(site, "m", timeout_s=5).method is StopMethod.GUEST
+    assert site.log.count("ask poweroff") == 2
+
+
 def test_a_guest_that_does_not_listen_is_killed_in_time(site: FakeSite) -> None:
     running(site)
     stopped = stop(site, "m", timeout_s=0.4)
