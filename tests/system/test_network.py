@@ -1,5 +1,6 @@
 """What a machine may send, and what reaches it: raw frames through real taps, a real bridge and real nftables."""
 
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -169,6 +170,21 @@ def test_the_world_is_reached_whatever_else_drops(host: Host, others: str) -> No
     assert host.run("iptables", "-S").stdout == rules
     host.vmm("teardown")
     assert "--comment vmm" not in host.run("iptables", "-S").stdout
+
+
+def test_docker_installed_later_is_noticed_and_mended(host: Host) -> None:
+    host.vmm("setup", "--no-kernel", "--no-image")
+
+    def check() -> dict:
+        done = host.vmm("doctor", "--output", "json", check=False)
+        return {row["name"]: row for row in json.loads(done.stdout)}["forward policy"]
+
+    assert check()["status"] == "ok"
+    host.run("iptables", "-P", "FORWARD", "DROP")
+    assert check()["status"] == "warning"
+    assert check()["fix"] == "sudo vmm setup"
+    host.vmm("setup", "--no-kernel", "--no-image")
+    assert check()["status"] == "ok"
 
 
 def test_foreign_rules_are_left_alone(tiny: Host) -> None:

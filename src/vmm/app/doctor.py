@@ -30,7 +30,7 @@ def examine(site: HostSite) -> tuple[Check, ...]:
         _tun,
         _nftables,
         _forwarding,
-        _forward_policy,
+        lambda: _forward_policy(site),
         lambda: _bridge(site),
         lambda: _room(site),
         lambda: _file_system(site),
@@ -142,13 +142,18 @@ def _forwarding() -> Check:
     return _warn("ip forwarding", "off; the first start turns it on", "sudo sysctl -w net.ipv4.ip_forward=1")
 
 
-def _forward_policy() -> Check:
+def _forward_policy(site: HostSite) -> Check:
     if not links.is_root():
         return _warn("forward policy", "only root can see it", "sudo vmm doctor")
     owner = probes.forward_policy_drops()
     if owner == "firewalld":
-        fix = "sudo firewall-cmd --permanent --zone=trusted --add-interface=vmm-br0; sudo firewall-cmd --reload"
+        fix = (
+            f"sudo firewall-cmd --permanent --zone=trusted --add-interface={site.config.bridge_name};"
+            " sudo firewall-cmd --reload"
+        )
         return _warn("forward policy", "firewalld decides what is forwarded", fix)
+    if owner and site.network.is_dropped_by_others():
+        return _warn("forward policy", f"{owner} drops what machines send to the world", "sudo vmm setup")
     if owner:
         return _ok("forward policy", f"{owner} drops by default; vmm's own rule lets its machines through")
     return _ok("forward policy", "nothing else drops what machines send")

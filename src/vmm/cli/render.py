@@ -104,6 +104,7 @@ def machine(view: MachineView, output: str) -> None:
     if output == "name":
         _lines([view.machine.name])
         return
+    facts["port_forwards"] = [_forward_words(forward) for forward in view.forwards]
     shown = {key: _plain(value) for key, value in facts.items() if value not in (None, [], {})}
     width = max(map(len, shown))
     _lines(f"{key:<{width}}  {value}" for key, value in shown.items())
@@ -194,6 +195,11 @@ def _lines(lines: Iterable[str]) -> None:
     # Not by click, which a plain listing goes without; flushed here, where a reader that has gone can be told.
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+
+
+def _forward_words(forward: PortForward) -> str:
+    where = "" if forward.host_address == "0.0.0.0" else f"{forward.host_address}:"  # noqa: S104  # as forwards write it
+    return f"{where}{forward.host_port} -> {forward.guest_port}/{forward.protocol.value}"
 
 
 def _plain(value: object) -> str:

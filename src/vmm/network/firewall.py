@@ -132,19 +132,28 @@ class Firewall:
         An accept in a table of ours cannot overrule another table's drop; so a rule of ours, marked by its comment,
         goes into their chain: into DOCKER-USER, which Docker keeps for this, or at the top of FORWARD.
         """
+        chain, missing = self._missing_accepts()
+        for rule in missing:
+            marked = [*rule, "-m", "comment", "--comment", _COMMENT, "-j", "ACCEPT"]
+            process.run(["iptables", "-w", "-I", chain, *marked])
+
+    def is_dropped_by_others(self) -> bool:
+        """Whether a chain of someone else's drops what machines send, and lacks the rule of ours that lets it pass."""
+        return bool(self._missing_accepts()[1])
+
+    def _missing_accepts(self) -> tuple[str, list[list[str]]]:
+        """Return the chain that drops, and the rules of ours that it should have and has not."""
         listing = _iptables_listing()
         chain = "DOCKER-USER" if "-N DOCKER-USER" in listing else "FORWARD"
         if chain == "FORWARD" and "-P FORWARD DROP" not in listing:
-            return
-        present = {tuple(rule) for where, rule in _iptables_rules(listing) if where == chain}
-        for rule in (
+            return chain, []
+        present = [rule for where, rule in _iptables_rules(listing) if where == chain]
+        wanted = [
             ["-o", self.bridge, "-m", "conntrack", "--ctstate", "DNAT,RELATED,ESTABLISHED"],
             ["-i", self.bridge],
-        ):
-            marked = [*rule, "-m", "comment", "--comment", _COMMENT, "-j", "ACCEPT"]
-            # Its direction and interface tell each of ours; iptables writes the rest its own way.
-            if not any(set(rule[:2]) <= set(known) for known in present):
-                process.run(["iptables", "-w", "-I", chain, *marked])
+        ]
+        # Its direction and interface tell each of ours; iptables writes the rest its own way.
+        return chain, [rule for rule in wanted if not any(set(rule[:2]) <= set(known) for known in present)]
 
 
 def _elements(verb: str, lease: Lease, forwards: Sequence[PortForward]) -> list[str]:

@@ -85,6 +85,10 @@ class HostNetwork:
         links.remove_link(self.bridge_name)
         self._firewall.remove()
 
+    def is_dropped_by_others(self) -> bool:
+        """Whether another firewall of this host drops what machines send."""
+        return self._firewall.is_dropped_by_others()
+
     def _mend_bridge(self) -> None:
         if not links.bridge_is_whole(self.bridge_name, self.subnet):
             links.mend_bridge(self.bridge_name, self.subnet)
