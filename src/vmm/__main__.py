@@ -11,13 +11,17 @@ def main() -> int:
 
         sys.stdout.write(f"vmm {VERSION}\n")
         return 0
-    from vmm.cli.short import run_short
+    try:
+        from vmm.cli.short import run_short
 
-    code = run_short(sys.argv[1:])
-    if code is None:
-        from vmm.cli.main import run
+        code = run_short(sys.argv[1:])
+        if code is None:
+            from vmm.cli.main import run
 
-        code = run(sys.argv[1:])
+            code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        # While modules were still being imported: nothing was begun.
+        code = 130
     return _left(code)
 
 

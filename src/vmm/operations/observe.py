@@ -25,7 +25,9 @@ def observed(site: Site, machine: Machine) -> Machine:
     if machine.state not in LIVE:
         return machine
     if machine.process is not None and site.processes.is_alive(machine.process):
-        return machine
+        # Its engine is there: whether the command that started it lived to say so makes no difference to its user.
+        begun = machine.state is MachineState.STARTING and machine.process.marker
+        return replace(machine, state=MachineState.RUNNING) if begun else machine
     if machine.state is MachineState.STARTING:
         # The command that started it may have died between starting the engine and recording it.
         engine = site.processes.find(str(site.files.socket(machine.name)))

@@ -88,6 +88,8 @@ class MachineDirectories:
         if kernel.stage1 is None:
             return None
         directory = self._directory(machine.name)
+        # Made with the machine; one that was lost is no reason not to boot.
+        self._host_key(machine)
         out = directory / "initrd"
         self.write_initrd(
             out,
@@ -159,8 +161,9 @@ class MachineDirectories:
     def _host_key(self, machine: Machine) -> None:
         directory = self._directory(machine.name)
         key = directory / "ssh_host_ed25519_key"
-        if not key.exists():
-            self.make_host_key(key)
+        if key.exists() and key.with_suffix(".pub").exists() and self.known_hosts(machine.name).exists():
+            return
+        self.make_host_key(key)
         public = key.with_suffix(".pub").read_text(encoding="ascii").split()
         # Named after the machine, not the address: another machine may have the address one day.
         line = f"{machine.id} {public[0]} {public[1]}\n"

@@ -172,6 +172,15 @@ def test_an_engine_whose_start_was_killed_is_adopted(site: FakeSite) -> None:
     assert site.store.machine("m").process == site.processes.stray
 
 
+def test_a_machine_with_an_engine_runs_whether_or_not_its_starter_lived_to_say_so(site: FakeSite) -> None:
+    running(site)
+    process = site.store.machine("m").process
+    site.store.record("m", MachineState.STARTING, process=process)
+    assert state(site) is MachineState.RUNNING
+    assert start(site, "m").already
+    assert site.store.machine("m").state is MachineState.RUNNING
+
+
 # stop and delete
 
 
