@@ -6,13 +6,13 @@ Precedence: flag, then environment, then file, then built-in.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConfigError, VmmError
 from vmm.model.defaults import Defaults
 from vmm.model.network import Subnet, checked_resolver, checked_subnet
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,8 +32,7 @@ DEFAULTS = Defaults(
 ENGINES = ("auto", "firecracker", "qemu")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paths:
+class Paths(Value):
     """Where everything lies below the data directory."""
 
     data_dir: Path
@@ -88,8 +87,7 @@ class Paths:
         return self.data_dir / "staging"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(Value):
     """One host's configuration. `firecracker` and `qemu` are paths of the programs; empty means found by vmm."""
 
     paths: Paths

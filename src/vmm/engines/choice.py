@@ -6,18 +6,17 @@ import os
 import platform
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.errors import EngineError, UsageError
 from vmm.model.machine import EngineName
+from vmm.model.value import Value
 
 _KVM = Path("/dev/kvm")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KvmReport:
+class KvmReport(Value):
     """What KVM can do here. `can_run_guests`: an unmodified guest's kernel and user space run on it."""
 
     device_opens: bool

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vmm import TYPE_CHECKING
 from vmm.guest.cpio import Archive
 from vmm.host import files
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Value):
     """What a machine must know of itself. `host_key` and `host_key_pub` are OpenSSH's own texts."""
 
     hostname: str

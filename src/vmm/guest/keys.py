@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vmm import TYPE_CHECKING
 from vmm.errors import UsageError
 from vmm.host import files, process
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +21,7 @@ _TYPES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManagedKey:
+class ManagedKey(Value):
     """The key pair that vmm reaches every machine with: `DIRECTORY/vmm_ed25519`, readable by its owner only."""
 
     directory: Path

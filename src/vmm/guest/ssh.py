@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass
 
 from vmm import TYPE_CHECKING
 from vmm.errors import GuestError, HostError
 from vmm.host import files, process
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,8 +28,7 @@ _CONNECT_S = 0.5
 _GREETING_S = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SshGuest:
+class SshGuest(Value):
     """The way into a running machine. The managed key is offered where it can be read, the user's own keys else."""
 
     paths: Paths

@@ -3,12 +3,12 @@
 import gzip
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.errors import HostError
 from vmm.guest.cpio import Archive
 from vmm.host import files, process
+from vmm.model.value import Value
 
 _INIT = Path(__file__).with_name("stage1-init.sh")
 _BUSYBOX = (Path("/usr/bin/busybox"), Path("/bin/busybox"), Path("/usr/lib/busybox/busybox-static"))
@@ -17,8 +17,7 @@ _GROW_TOOL = "resize2fs"
 _GZIP_LEVEL = 6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Module:
+class Module(Value):
     """A kernel module, uncompressed. `name` is its file's name, such as `virtio_net.ko`."""
 
     name: str

@@ -6,12 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.host import identity
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -24,8 +24,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
+class Completed(Value):
     """What a program that has ended left: its exit code (negative: the signal) and its output, decoded."""
 
     argv: tuple[str, ...]
@@ -45,19 +44,18 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive", **(extra or {})}
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(Value):
     """A short program under way, started by `begin`."""
 
-    _process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes]
 
     def finish(self) -> int:
         """Wait for its end and return its exit code; killed when it takes longer than any program of this kind may."""
         try:
-            return self._process.wait(_TIMEOUT_S)
+            return self.process.wait(_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+            self.process.kill()
+            return self.process.wait()
 
 
 def begin(argv: Sequence[str], *, stdin: str) -> Begun:
@@ -69,7 +67,7 @@ def begin(argv: Sequence[str], *, stdin: str) -> Begun:
     assert process.stdin is not None  # noqa: S101  # asked for above
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
         pipe.write(stdin.encode())
-    return Begun(process)
+    return Begun(process=process)
 
 
 def run(  # each is a plain fact of one exec; a type would only rename subprocess's own

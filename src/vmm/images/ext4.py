@@ -1,10 +1,10 @@
 """What an ext4 superblock says, read as plain bytes: nothing here mounts anything."""
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.errors import ImageError
+from vmm.model.value import Value
 
 # Offsets of struct ext4_super_block (the kernel's Documentation/filesystems/ext4/super.rst); it lies at byte 1024.
 _AT = 1024
@@ -14,8 +14,7 @@ _INCOMPAT_64BIT = 0x80
 _INCOMPAT_EXTENTS = 0x40
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Superblock:
+class Superblock(Value):
     """Sizes in bytes."""
 
     size: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
@@ -12,6 +11,7 @@ from vmm.images.shelf import Shelf, sha256_of, text_of
 from vmm.model.clock import now
 from vmm.model.image import Kernel
 from vmm.model.names import valid_name
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from vmm.model.progress import Progress
@@ -20,8 +20,7 @@ DEFAULT = "default"
 BuildStage1 = Callable[[Sequence[tuple[str, bytes]], Path], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelLibrary:
+class KernelLibrary(Value):
     """Kernels below `root`, one directory each: `vmlinux`, `stage1.cpio.gz`, `kernel.json`.
 
     `build_stage1` writes a stage-1 from (file name, content) of modules in load order.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ImageError, NotFoundError
@@ -11,6 +10,7 @@ from vmm.images.shelf import Shelf, sha256_of, text_of
 from vmm.model.clock import now
 from vmm.model.image import Image
 from vmm.model.names import valid_name
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageLibrary:
+class ImageLibrary(Value):
     """Images below `root`, one directory each: `rootfs.ext4`, `image.json`."""
 
     root: Path

@@ -1,6 +1,5 @@
 """The default image: a root file system built on the spot from the package registry, without mounting anything."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.errors import HostError, NotFoundError
@@ -9,6 +8,7 @@ from vmm.images.packages import os_release
 from vmm.images.sources import make_ext4
 from vmm.images.tuning import tune
 from vmm.model.progress import Progress
+from vmm.model.value import Value
 
 DEFAULT = "default"
 # The size of a machine's disk unless told otherwise: machines of that size need not grow.
@@ -22,8 +22,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(Value):
     """What to build: a distribution's suite, from the sources of apt that this host has."""
 
     name: str

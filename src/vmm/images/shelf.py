@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, ImageError, NotFoundError
 from vmm.host import files
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shelf:
+class Shelf(Value):
     """Items of one kind (`what`: image or kernel) below `root`; each has a description file beside its content."""
 
     root: Path

@@ -1,10 +1,9 @@
 """What a machine gets when its user does not say."""
 
-from dataclasses import dataclass
+from vmm.model.value import Value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
+class Defaults(Value):
     """What a machine gets when its user does not say. Sizes in MiB."""
 
     cpus: int

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineFeatures:
+class EngineFeatures(Value):
     """What an engine can do; what it cannot is refused early, by name."""
 
     snapshot: bool
@@ -21,16 +20,14 @@ class EngineFeatures:
     power_off_ends: bool  # whether the process ends when the guest powers off (Firecracker: only at a reboot)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class Disk(Value):
     """A virtio-blk device. The first disk of a plan is the root disk (/dev/vda in the guest)."""
 
     path: Path
     read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootPlan:
+class BootPlan(Value):
     """Everything an engine needs to run one machine, decided and on disk. Paths are absolute.
 
     `socket` is the engine's API (Firecracker HTTP, qemu QMP); it is also the marker in the process's command line.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vmm import TYPE_CHECKING
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
+class Image(Value):
     """A root file system that machines copy. `size_mib` is the file system's size, `sha256` of the whole file."""
 
     name: str
@@ -22,8 +20,7 @@ class Image:
     created_at: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
+class Kernel(Value):
     """A kernel as an uncompressed ELF `vmlinux`, and the stage-1 initramfs it boots through.
 
     `stage1` is None for a kernel imported without one (it then finds its root on /dev/vda by itself).

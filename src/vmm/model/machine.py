@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +30,7 @@ class MachineState(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineSpec:
+class MachineSpec(Value):
     """A machine as it was asked for, every default filled in.
 
     `memory_mib` and `disk_mib` are MiB. `ssh_keys` are public keys in authorized_keys form, added to the managed one.
@@ -52,8 +51,7 @@ class MachineSpec:
     user_data: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessIdentity:
+class ProcessIdentity(Value):
     """What tells one process from every other, also after its pid was reused.
 
     `start_ticks` is field 22 of /proc/PID/stat; `marker` is a string only this process has in its command line
@@ -66,8 +64,7 @@ class ProcessIdentity:
     marker: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class Machine(Value):
     """A machine as it is remembered.
 
     `wanted` says whether its user last asked for it to run: what a reboot brings back. `process` is the engine's;
@@ -90,16 +87,14 @@ class Machine:
         return self.spec.name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnreadableRecord:
+class UnreadableRecord(Value):
     """A machine's row that this vmm cannot read; shown, never hidden."""
 
     name: str
     problem: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineView:
+class MachineView(Value):
     """A machine with its forwards, its state checked against the host."""
 
     machine: Machine

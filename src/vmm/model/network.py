@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConfigError, ConflictError, UsageError
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     import ipaddress
@@ -18,8 +18,7 @@ class Protocol(StrEnum):
     UDP = "udp"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subnet:
+class Subnet(Value):
     """The machines' network. `cidr` such as `172.16.0.0/16`; `gateway` is the bridge's own address in it."""
 
     cidr: str
@@ -42,8 +41,7 @@ class Subnet:
         return ".".join(str(byte) for byte in mask.to_bytes(4))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
+class Lease(Value):
     """The address, MAC and tap that one machine holds from create to delete."""
 
     address: str
@@ -51,8 +49,7 @@ class Lease:
     tap: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortForward:
+class PortForward(Value):
     """A port of the host that leads to a port of a machine. `host_address` 0.0.0.0 means every address of the host."""
 
     machine: str

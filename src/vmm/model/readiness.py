@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,8 +17,7 @@ class CheckStatus(StrEnum):
     FAILURE = "failure"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class Check(Value):
     """One thing that `doctor` looked at; `fix` is the command that mends it, empty where nothing is to be done."""
 
     name: str
@@ -27,8 +26,7 @@ class Check:
     fix: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetupRequest:
+class SetupRequest(Value):
     """What `setup` is to do. `firecracker` is a binary (or release archive) given by path, with its SHA-256."""
 
     install_packages: bool = False
@@ -40,8 +38,7 @@ class SetupRequest:
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetupStep:
+class SetupStep(Value):
     """What one step of `setup` came to: `outcome` is done, present or skipped."""
 
     name: str

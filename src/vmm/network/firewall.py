@@ -12,11 +12,11 @@ The cost of a start or stop so does not grow with the number of machines. What t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError, NetworkError
 from vmm.host import process
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -80,8 +80,7 @@ table bridge vmm {{
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Firewall:
+class Firewall(Value):
     """The rules for one bridge and subnet; `host_interface` limits the way out to one interface."""
 
     bridge: str

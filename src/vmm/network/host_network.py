@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 
 from vmm.errors import NetworkError
 from vmm.model.network import Lease, PortForward, Protocol, Subnet
+from vmm.model.value import Value
 from vmm.network import links
 from vmm.network.firewall import Firewall
 
 Attached = Sequence[tuple[Lease, Sequence[PortForward]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostNetwork:
+class HostNetwork(Value):
     """`running` returns what every running machine holds; it is asked only when the whole firewall must be rendered."""
 
     bridge_name: str

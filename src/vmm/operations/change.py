@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from vmm import TYPE_CHECKING
 from vmm.errors import UsageError
 from vmm.model import names, sizes
 from vmm.model.lifecycle import Verb, check_legal
 from vmm.model.network import checked_resolver
+from vmm.model.value import Value, replace
 from vmm.operations.observe import observed
 
 if TYPE_CHECKING:
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from vmm.model.site import Site
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
+class Changes(Value):
     """What to change; None leaves it. A label's value None removes the label. Sizes in MiB."""
 
     cpus: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, UsageError
@@ -12,6 +12,7 @@ from vmm.model import names, sizes
 from vmm.model.clock import now
 from vmm.model.machine import Machine, MachineSpec, MachineState
 from vmm.model.network import checked_resolver
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from vmm.model.site import Site
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateRequest:
+class CreateRequest(Value):
     """What the user asked for; None leaves it to the configuration. Sizes in MiB.
 
     `ssh_keys` are the texts of public keys; `engine` is auto, firecracker or qemu.
@@ -35,7 +35,7 @@ class CreateRequest:
     kernel: str | None = None
     engine: str | None = None
     auto_start: bool = True
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    labels: Mapping[str, str] = MappingProxyType({})
     ssh_keys: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     user_data: str | None = None

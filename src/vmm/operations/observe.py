@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vmm import TYPE_CHECKING
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import Machine, MachineState, MachineView, UnreadableRecord
+from vmm.model.value import replace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

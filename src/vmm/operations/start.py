@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
@@ -14,6 +13,7 @@ from vmm.model.command_line import command_line
 from vmm.model.engine import BootPlan, Disk
 from vmm.model.lifecycle import Verb, check_legal, is_needed
 from vmm.model.machine import Machine, MachineState, ProcessIdentity
+from vmm.model.value import Value
 from vmm.operations.observe import observed
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ class Wait(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class Started(Value):
     """A started machine. `already` when it ran before; `seconds` from the call until what was waited for."""
 
     machine: Machine

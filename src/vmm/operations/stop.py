@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
 from vmm.errors import EngineError, NotFoundError, StateError
 from vmm.model.lifecycle import Verb, check_legal, is_needed
 from vmm.model.machine import Machine, MachineState, ProcessIdentity
+from vmm.model.value import Value
 from vmm.operations.observe import guest_is_down, observed
 
 if TYPE_CHECKING:
@@ -31,15 +31,13 @@ class StopMethod(StrEnum):
     KILLED = "killed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stopped:
+class Stopped(Value):
     machine: Machine
     method: StopMethod
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deleted:
+class Deleted(Value):
     name: str
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vmm import TYPE_CHECKING
 from vmm.errors import VmmError
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(Value):
     """What became of one machine of many; `error` is None when it was done."""
 
     name: str

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError, VmmError
 from vmm.host import files
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,8 +26,7 @@ _LOG_WORDS_BYTES = 2048
 _BOOT_MARK = "\n=== vmm: {name} boots at {at} ===\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineDirectories:
+class MachineDirectories(Value):
     """Every machine's own files.
 
     `make_host_key` writes a private key to the path it is given and the public one beside it (`.pub`).

@@ -75,6 +75,7 @@ def machine_of(row: Columns) -> Machine:
         labels=_labels(labels),
         ssh_keys=_strings(ssh_keys),
         dns=_strings(dns),
+        user_data=None,
     )
     process = None
     if pid is not None:

@@ -7,12 +7,12 @@ import errno
 import os
 import sqlite3
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, StateError
 from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentity, UnreadableRecord
 from vmm.model.network import PortForward, Subnet, free_address, lease_for
+from vmm.model.value import Value
 from vmm.storage import rows, schema
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ _BUSY_S = 5.0
 _ANY = "0.0.0.0"  # noqa: S104  # "every address of the host", as forwards write it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SqliteStore:
+class SqliteStore(Value):
     """What vmm remembers. `read_only` opens without any right to write, as a user without root does.
 
     A connection is opened for each call: that takes 0.1 ms, and leaves nothing to share between threads or to close.

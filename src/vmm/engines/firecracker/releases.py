@@ -1,10 +1,10 @@
 """What is known of Firecracker's releases: pinned digests, published holes, and what is fit for use."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.host import process
+from vmm.model.value import Value
 
 # The newest stable release, and the least one for real use (guest-visible fixes and both holes below).
 NEWEST = "1.16.1"
@@ -23,8 +23,7 @@ PINS: dict[tuple[str, str], dict[str, str]] = {
 Version = tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hole:
+class Hole(Value):
     """A published security hole; `where` says which part of Firecracker has it."""
 
     name: str

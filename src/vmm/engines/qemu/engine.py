@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.engines import launch
 from vmm.errors import EngineError
 from vmm.model.engine import BootPlan, Disk, EngineFeatures, EngineStatus
 from vmm.model.machine import EngineName, ProcessIdentity
+from vmm.model.value import Value
 
 # qemu's RunState (qapi/run-state.json), as far as one of our guests can be in it.
 _STATUS = {
@@ -23,8 +23,7 @@ _STATUS = {
 _DEFAULT_TSC_HZ = 2_000_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QemuEngine:
+class QemuEngine(Value):
     """`binary` is the path of qemu-system-ARCH; `kvm` whether it is to use KVM (else TCG)."""
 
     binary: Path
