@@ -1,14 +1,16 @@
 """Machines on the real Firecracker, with a guest that greets and halts (lab hosts cannot run more of one on it)."""
 
+import json
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import tiny_kernel
-from hosts import Host, wait_for
+from hosts import VMM, Host, wait_for
 
 from conftest import add_tiny
 from vmm.engines.choice import kvm_report
@@ -114,7 +116,6 @@ def test_a_machine_that_runs_is_not_deleted_unless_forced(tiny: Host) -> None:
 def test_a_foreign_process_with_the_recorded_pid_is_never_touched(tiny: Host) -> None:
     """The row says a pid that now belongs to someone else: vmm must see that, and leave it alone."""
     import sqlite3
-    import subprocess
 
     tiny.vmm("create", "m", *SMALL)
     pid = start(tiny, "m")
@@ -132,6 +133,57 @@ def test_a_foreign_process_with_the_recorded_pid_is_never_touched(tiny: Host) ->
             assert foreign.poll() is None
         finally:
             foreign.kill()
+
+
+def test_the_console_is_shown_followed_and_harmless(tiny: Host) -> None:
+    tiny.vmm("create", "m", *SMALL)
+    assert "nothing yet" in tiny.vmm("console", "m").stdout
+    start(tiny, "m")
+    wait_for(lambda: "tiny guest" in tiny.vmm("console", "m").stdout)
+    with tiny.popen("console", "m", "-f", "-n", "0", stdout=subprocess.PIPE) as follower:
+        tiny.vmm("restart", "m", "--force")
+        assert follower.stdout is not None
+        seen = [follower.stdout.readline() for _ in range(3)]
+        follower.terminate()
+    assert any("boots at" in line for line in seen), seen
+    wait_for(lambda: tiny.vmm("console", "m", "--full").stdout.count("tiny guest") == 2)
+    assert tiny.vmm("console", "m", "--full").stdout.count("boots at") == 2
+    assert tiny.vmm("console", "m", "-n", "1").stdout == tiny_kernel.GREETING.decode()
+    # On a terminal a guest's control characters are taken out; --raw keeps them.
+    path = tiny.data_dir / "logs" / "m.console"
+    with path.open("ab") as stream:
+        stream.write(b"\x1b]0;owned\x07title\n")
+    on_terminal = ["script", "-qec", f"{' '.join(VMM)} console m -n 1", "/dev/null"]
+    shown = tiny.run(*on_terminal, env=tiny.environment).stdout
+    assert "title" in shown
+    assert "\x1b" not in shown
+    raw = tiny.run(*on_terminal[:2], f"{' '.join(VMM)} console m -n 1 --raw", "/dev/null", env=tiny.environment)
+    assert "\x1b]0;owned" in raw.stdout
+
+
+def test_a_console_that_was_flooded_is_trimmed_at_the_next_start(tiny: Host, tmp_path: Path) -> None:
+    tiny.vmm("create", "m", *SMALL)
+    path = tiny.data_dir / "logs" / "m.console"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x" * (20 << 20) + b"the newest\n")
+    start(tiny, "m")
+    assert path.stat().st_size < 9 << 20
+    assert "the newest" in tiny.vmm("console", "m", "--full").stdout
+
+
+def test_user_data_is_a_seed_disk_and_nowhere_else(tiny: Host, tmp_path: Path) -> None:
+    user_data = tmp_path / "user-data"
+    user_data.write_text("#cloud-config\npassword: very-secret\n")
+    tiny.vmm("create", "m", *SMALL, "--user-data", str(user_data))
+    start(tiny, "m")
+    seed = tiny.data_dir / "vms" / "m" / "cidata.iso"
+    assert seed.read_bytes()[32808:32814].lower() == b"cidata"  # the volume's name in ISO 9660's descriptor
+    assert b"very-secret" in seed.read_bytes()
+    assert seed.stat().st_mode & 0o077 == 0
+    drives = json.loads((tiny.data_dir / "vms" / "m" / "engine.json").read_text())["drives"]
+    assert [drive["is_read_only"] for drive in drives] == [False, True]
+    assert "very-secret" not in tiny.vmm("show", "m", "--output", "json").stdout
+    assert b"very-secret" not in (tiny.data_dir / "state" / "vmm.db").read_bytes()
 
 
 def test_several_machines_at_once(tiny: Host) -> None:

@@ -256,7 +256,11 @@ def test_a_guest_cannot_make_the_host_write_anywhere(dev: Host, tmp_path: Path) 
 
 
 def test_all_is_back_after_a_stop_and_a_start(dev: Host, world: str, key: Path) -> None:
+    dev.vmm("set", "dev", "--disk", "2G", "--memory", "640")
     dev.vmm("start", "dev", "--wait", "ssh")
+    # A disk that was made larger meanwhile has grown.
+    assert 1900 < int(dev.guest("dev", "df --output=size -BM / | tail -1").rstrip("M")) <= 2048
+    assert int(dev.guest("dev", "awk '/MemTotal/ {print $2}' /proc/meminfo")) > 550 * 1024
     assert dev.machine("dev")["ip_address"] == "172.16.0.2"
     assert dev.guest("dev", "cat /root/note") == "kept"
     assert len(dev.guest("dev", "cat /root/.ssh/authorized_keys").splitlines()) == 2

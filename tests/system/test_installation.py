@@ -12,6 +12,9 @@ from nspawn import Container, a_container
 pytestmark = pytest.mark.system
 
 TOP = Path(__file__).parents[2]
+# Where a checkout and its packages lie inside: the container sees neither this host's /tmp nor its other mounts.
+CHECKOUT, PACKAGES = Path("/opt/vmm"), Path("/opt/packages")
+OFFLINE = ["env", "PIP_NO_INDEX=1", f"PIP_FIND_LINKS={PACKAGES}"]
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +24,18 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
         shutil.rmtree(data, ignore_errors=True)
         for part in ("bin", "images"):
             sh("cp", "-a", "--sparse=always", "--parents", f"./{part}", str(_made(data)), cwd=LIBRARY)
+        shutil.copytree(LIBRARY / "packages", _inside(made, PACKAGES))
+        for part in ("src", "scripts"):
+            shutil.copytree(TOP / part, _inside(made, CHECKOUT / part))
+        for part in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(TOP / part, _inside(made, CHECKOUT))
         (made.root / "root/tiny.elf").write_bytes(tiny_kernel.build())
         yield made
+
+
+def _inside(container: Container, path: Path) -> Path:
+    """Return where a path of the container is for the host."""
+    return container.root / path.relative_to("/")
 
 
 def _made(path: Path) -> Path:
@@ -37,9 +50,7 @@ def state(container: Container, name: str) -> str:
 
 
 def test_installed_for_good(container: Container) -> None:
-    packages = LIBRARY / "packages"
-    offline = ["env", "PIP_NO_INDEX=1", f"PIP_FIND_LINKS={packages}"]
-    said = container.run(*offline, str(TOP / "scripts/install"), "--enable", timeout=300).stdout
+    said = container.run(*OFFLINE, str(CHECKOUT / "scripts/install"), "--enable", timeout=300).stdout
     assert "is installed" in said
     assert container.run("vmm", "--version").stdout.startswith("vmm ")
     assert container.run("systemctl", "is-enabled", "vmm").stdout.strip() == "enabled"
@@ -50,7 +61,7 @@ def test_installed_for_good(container: Container) -> None:
     # Compiled at installation: root installed it, and any user runs it.
     assert list((container.root / "usr/local/lib/vmm").rglob("vmm/cli/__pycache__/main.*.pyc"))
     # Again, over itself.
-    container.run(*offline, str(TOP / "scripts/install"), timeout=300)
+    container.run(*OFFLINE, str(CHECKOUT / "scripts/install"), timeout=300)
     checks = container.run("vmm", "doctor", check=False).stdout
     assert "vmm.service" in checks
 
@@ -98,7 +109,7 @@ def test_restarting_the_service_leaves_no_machine_behind(container: Container) -
 
 
 def test_uninstalled(container: Container) -> None:
-    said = container.run(str(TOP / "scripts/uninstall"), "--keep-data", timeout=300).stdout
+    said = container.run(str(CHECKOUT / "scripts/uninstall"), "--keep-data", timeout=300).stdout
     assert "its data is kept" in said
     left = [path for path in ("usr/local/bin/vmm", "usr/local/lib/vmm", "etc/systemd/system/vmm.service",
                               "usr/share/bash-completion/completions/vmm",
@@ -109,5 +120,5 @@ def test_uninstalled(container: Container) -> None:
     assert "vmm" not in container.run("nft", "list", "ruleset").stdout
     assert "qemu-system" not in container.run("ps", "-e", "-o", "args").stdout
     assert (container.root / "var/lib/vmm/vms/back/disk.ext4").exists()
-    container.run(str(TOP / "scripts/uninstall"), "--purge", timeout=300)
+    container.run(str(CHECKOUT / "scripts/uninstall"), "--purge", timeout=300)
     assert not (container.root / "var/lib/vmm").exists()

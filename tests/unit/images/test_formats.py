@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vmm.errors import ConflictError, ImageError, NotFoundError, UsageError
+from vmm.errors import ConflictError, HostError, ImageError, NotFoundError, UsageError
+from vmm.images import rootfs
 from vmm.images.ext4 import read_superblock
 from vmm.images.modules import find_tree, in_load_order
 from vmm.images.packages import os_release
@@ -103,7 +104,13 @@ def test_a_shelf_shows_whole_items_only(tmp_path: Path) -> None:
         shelf.read("a")
 
 
-def test_recipes() -> None:
+def test_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(rootfs._KEYRINGS, "ubuntu", tmp_path / "none")
+    with pytest.raises(HostError, match="cannot be built") as caught:
+        recipe_for("ubuntu-24.04")
+    assert "ubuntu-keyring" in caught.value.resolution
+    (tmp_path / "none").write_text("")
+    assert recipe_for("ubuntu-24.04").suite == "noble"
     with pytest.raises(NotFoundError, match="to pull"):
         recipe_for("windows")
     assert recipe_for("debian-12").suite == "bookworm"
