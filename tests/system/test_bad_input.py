@@ -199,28 +199,26 @@ def hidden(host: Host, path: str, *arguments: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="this host has no /dev/kvm to hide")
-def test_without_kvm(ready: Host) -> None:
+def test_without_kvm(ready: Host, tmp_path: Path) -> None:
     """A device that cannot be opened: mode 0 would not keep root out, a directory in its place does."""
     script = (
-        "mkdir -p /tmp/vmmtest-kvm && mount -t tmpfs none /tmp/vmmtest-kvm && mkdir /tmp/vmmtest-kvm/dev"
-        " && mount --bind /dev /tmp/vmmtest-kvm/dev && mount -t tmpfs none /dev && touch /dev/null"
-        " && for n in null zero urandom random; do touch /dev/$n; mount --bind /tmp/vmmtest-kvm/dev/$n /dev/$n; done"
-        " && mkdir /dev/net && touch /dev/net/tun && mount --bind /tmp/vmmtest-kvm/dev/net/tun /dev/net/tun"
+        f"mount -t tmpfs none {tmp_path} && mkdir {tmp_path}/dev && mount --bind /dev {tmp_path}/dev"
+        " && mount -t tmpfs none /dev && mkdir /dev/net"
+        " && for n in null zero urandom random net/tun;"
+        f" do touch /dev/$n && mount --bind {tmp_path}/dev/$n /dev/$n; done"
         f' && exec {shutil.which("ip")} netns exec {ready.namespace} "$@"'
     )
     argv = ["unshare", "-m", "sh", "-c", script, "sh", *VMM]
-    try:
-        for arguments in (["create", "m", *SMALL], ["start", "here"]):
-            done = subprocess.run(
-                [*argv, *arguments], capture_output=True, text=True, check=False, env=ready.environment
-            )
-            assert done.returncode == 1, done.stderr
-            assert "/dev/kvm" in done.stderr or "KVM" in done.stderr, done.stderr
-            assert "To mend it" in done.stderr
-        doctor = subprocess.run([*argv, "doctor"], capture_output=True, text=True, check=False, env=ready.environment)
-        assert "/dev/kvm does not exist" in doctor.stdout
-    finally:
-        Path("/tmp/vmmtest-kvm").rmdir()
+
+    def without(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*argv, *arguments], capture_output=True, text=True, check=False, env=ready.environment)
+
+    for arguments in (["create", "m", *SMALL], ["start", "here"]):
+        done = without(*arguments)
+        assert done.returncode == 1, done.stderr
+        assert "/dev/kvm" in done.stderr or "KVM" in done.stderr, done.stderr
+        assert "To mend it" in done.stderr
+    assert "/dev/kvm does not exist" in without("doctor").stdout
     assert "vmm-ac100002" not in ready.run("ip", "-o", "link").stdout
 
 

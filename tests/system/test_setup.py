@@ -244,6 +244,8 @@ def test_setup_of_the_network_is_idempotent(host: Host) -> None:
     for _ in range(2):
         host.vmm("setup")
         assert "172.16.0.1/16" in host.run("ip", "addr", "show", "vmm-br0").stdout
+    # -v shows every program that runs, as a line that can be pasted.
+    assert "nft -f -" in host.vmm("-v", "setup").stderr
     steps = host.json("setup")
     assert {step["name"]: step["outcome"] for step in steps}["kernel"] == "present"
 
