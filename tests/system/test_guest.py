@@ -294,3 +294,22 @@ def test_run_makes_a_machine_for_one_command_and_removes_it(shared_host: Host) -
     assert done.returncode == 5, done.stderr
     assert done.stdout.strip() == "Linux"
     assert [row["name"] for row in shared_host.json("list")] in (["dev"], [])
+
+
+def test_a_data_directory_with_every_awkward_character(shared_host: Host, tmp_path: Path) -> None:
+    """Commas, equals signs, colons and blanks mean something to qemu's option lists, ssh's options and shells."""
+    awkward = Host(namespace=shared_host.namespace, data_dir=tmp_path / "a, b=c:d 'e'")
+    awkward.data_dir.mkdir()
+    for part in ("bin", "images"):
+        (awkward.data_dir / part).symlink_to(shared_host.data_dir / part)
+    # Another database gives the same addresses; theirs must not be running.
+    shared_host.vmm("stop", "--all")
+    awkward.vmm("create", "m", "--engine", "qemu", "--cpus", "2")
+    awkward.vmm("start", "m", "--wait", "ssh")
+    assert awkward.machine("m")["state"] == "running"
+    assert awkward.guest("m", "hostname") == "m"
+    assert awkward.vmm("start", "m").stdout.count("runs already") == 1
+    assert "shut down by the guest" in awkward.vmm("stop", "m").stdout
+    assert (awkward.data_dir / "logs" / "m.log").stat().st_mode & 0o077 == 0
+    awkward.vmm("delete", "m")
+    assert awkward.processes() == []

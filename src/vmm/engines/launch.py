@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 
 from vmm import TYPE_CHECKING
@@ -25,7 +26,8 @@ def spawn(argv: Sequence[str], plan: BootPlan) -> ProcessIdentity:
     """Start an engine: stdout is the console, stderr the log. A socket that an earlier one left is removed."""
     try:
         plan.socket.unlink(missing_ok=True)
-        with plan.console.open("ab") as console, plan.log.open("wb") as log:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with plan.console.open("ab") as console, os.fdopen(os.open(plan.log, flags, 0o600), "wb") as log:
             return hands.spawn(argv, marker=str(plan.socket), output=console, errors=log)
     except OSError as error:
         raise EngineError(

@@ -105,12 +105,17 @@ def _has_marker(pid: int, marker: str) -> bool:
     except OSError:
         return False
     wanted = marker.encode()
-    # qemu takes its socket inside a longer argument, between ':' or '=' and ','.
-    return any(wanted == part for argument in arguments for part in _parts(argument))
+    return any(_names(argument, wanted) for argument in arguments)
 
 
-def _parts(argument: bytes) -> list[bytes]:
-    return [argument, *argument.replace(b"=", b",").replace(b":", b",").split(b",")]
+def _names(argument: bytes, wanted: bytes) -> bool:
+    """Whether an argument is `wanted`, or has it as a value of an option list, where qemu writes a comma twice."""
+    plain = argument.replace(b",,", b",")
+    start = plain.find(wanted)
+    if start < 0:
+        return False
+    before, after = plain[max(0, start - 1) : start], plain[start + len(wanted) : start + len(wanted) + 1]
+    return before in (b"", b":", b"=") and after in (b"", b",")
 
 
 def _reap(pid: int) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from vmm.model.image import Image
     from vmm.model.site import Site
 
+# sun_path of unix(7) has 108 bytes, the last of them for the NUL.
+SOCKET_PATH_BYTES = 107
+
 
 class CreateRequest(Value):
     """What the user asked for; None leaves it to the configuration. Sizes in MiB.
@@ -54,6 +57,7 @@ def create(site: Site, request: CreateRequest) -> Machine:
     image = site.images.get(spec.image)
     site.kernels.get(spec.kernel)
     _check_disk(spec, image)
+    _check_socket(site, spec.name)
     with site.store.lock(spec.name):
         _make_way(site, spec.name)
         machine = site.store.add(spec, subnet=site.subnet, id=os.urandom(16).hex(), created_at=now())
@@ -106,6 +110,16 @@ def _check_disk(spec: MachineSpec, image: Image) -> None:
             f"A disk of {spec.disk_mib} MiB is too small for the image {image.name!r}.",
             details=f"The image's file system has {image.size_mib} MiB; a disk can only be larger.",
             resolution=f"Give --disk {image.size_mib} or more, or leave --disk out.",
+        )
+
+
+def _check_socket(site: Site, name: str) -> None:
+    path = str(site.files.socket(name))
+    if len(path.encode()) > SOCKET_PATH_BYTES:
+        raise UsageError(
+            f"The path of the socket of {name!r} would be too long.",
+            details=f"{path} has {len(path.encode())} bytes; unix sockets take {SOCKET_PATH_BYTES}.",
+            resolution="Choose a shorter name, or a data directory with a shorter path (--data-dir).",
         )
 
 

@@ -101,3 +101,23 @@ def test_a_spawned_process_outlives_a_terminal(tmp_path: Path) -> None:
 def test_attached_gives_the_programs_own_code() -> None:
     assert process.attached(["sh", "-c", "exit 7"]) == 7
     assert process.attached(["sh", "-c", "kill -9 $$"]) == 137
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("/d/m.sock", True),
+        ("unix:/d/m.sock,server=on", True),
+        ("path=/d/m.sock", True),
+        ("/d/m.sock2", False),
+        ("/x/d/m.sock", False),
+        ("--x/d/m.sock", False),
+        ("", False),
+    ],
+)
+def test_a_marker_is_a_whole_value(argument: str, named: bool) -> None:
+    assert identity._names(argument.encode(), b"/d/m.sock") is named
+
+
+def test_a_marker_with_commas_is_found_as_qemu_writes_it() -> None:
+    assert identity._names(b"unix:/a,, b=c/m.sock,server=on,wait=off", b"/a, b=c/m.sock")

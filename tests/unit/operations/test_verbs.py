@@ -73,6 +73,13 @@ def test_a_wish_that_cannot_be_leaves_nothing(site: FakeSite, wrong: dict[str, o
     assert site.log == []
 
 
+def test_a_socket_path_that_no_engine_could_bind_is_refused(tmp_path: Path) -> None:
+    site = FakeSite(tmp_path / ("d" * 100))
+    with pytest.raises(UsageError, match="too long"):
+        made(site)
+    assert site.store.machines() == []
+
+
 @pytest.mark.parametrize("error", [HostError("full", details="-", resolution="-"), KeyboardInterrupt()])
 def test_a_create_that_fails_is_taken_back(site: FakeSite, error: BaseException) -> None:
     site.files.fails = error
