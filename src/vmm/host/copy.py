@@ -26,11 +26,12 @@ def copy_content(source: int, destination: int) -> None:
     Raises:
         OSError: reading or writing failed; what was written so far is the caller's to remove.
     """
-    if not _reflink(source, destination):
+    if not reflink(source, destination):
         _Copy(source, destination).run()
 
 
-def _reflink(source: int, destination: int) -> bool:
+def reflink(source: int, destination: int) -> bool:
+    """Share all of a file's blocks with an empty one; False where the file system cannot."""
     try:
         fcntl.ioctl(destination, _FICLONE, source)
     except OSError:

@@ -1,8 +1,6 @@
 """What `doctor` asks the host: small questions, each answered without changing anything that stays."""
 
-import contextlib
 import ctypes
-import fcntl
 import os
 import shutil
 import tempfile
@@ -10,8 +8,8 @@ from pathlib import Path
 
 from vmm.errors import HostError
 from vmm.host import process
+from vmm.host.copy import reflink
 
-_FICLONE = 0x40049409
 # adjtimex(2): TIME_ERROR is returned while the clock is not synchronised.
 _TIME_ERROR = 5
 # statfs(2) f_type of network file systems, where locks and SQLite cannot be trusted: NFS, CIFS, SMB2, CEPH, 9p.
@@ -40,10 +38,7 @@ def reflinks(path: Path) -> bool | None:
         with tempfile.TemporaryFile(dir=path) as one, tempfile.TemporaryFile(dir=path) as two:
             one.write(b"x" * 4096)
             one.flush()
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(two.fileno(), _FICLONE, one.fileno())
-                return True
-            return False
+            return reflink(one.fileno(), two.fileno())
     except OSError:
         return None
 

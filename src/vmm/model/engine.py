@@ -57,4 +57,3 @@ class EngineStatus(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     PAUSED = "paused"
-    SILENT = "silent"  # it did not answer within its time

@@ -72,13 +72,8 @@ def await_ssh(site: Site, machine: Machine, *, timeout_s: float) -> float:
 
 
 def _adopt(machine: Machine) -> bool:
-    """Whether a machine seen as starting or stopping still has a live engine of its own.
-
-    The lock is ours, so no other command is at it: whoever left it in this state is gone, and its engine is taken over.
-    """
-    if machine.state not in (MachineState.STARTING, MachineState.STOPPING) or machine.process is None:
-        return False
-    return bool(machine.process.marker)
+    """Whether a machine seen as stopping still has its engine: the lock is ours, so whoever was at it is gone."""
+    return machine.state is MachineState.STOPPING and machine.process is not None
 
 
 def _boot(site: Site, machine: Machine, *, wait: Wait, timeout_s: float | None) -> Machine:

@@ -143,6 +143,3 @@ def _kill(site: Site, process: ProcessIdentity) -> None:
             details="It was killed (SIGKILL) 10 s ago; the kernel still holds it, most often in a hung disk.",
             resolution=f"See what it waits for: cat /proc/{process.pid}/stack",
         )
-
-
-__all__ = ["STOP_TIMEOUT_S", "Deleted", "StopMethod", "Stopped", "delete", "release", "stop"]
