@@ -5,11 +5,13 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny_kernel
+from budget import TELL_MODULES
 from hosts import VMM, Host, wait_for
 
 from conftest import add_tiny
@@ -184,6 +186,17 @@ def test_user_data_is_a_seed_disk_and_nowhere_else(tiny: Host, tmp_path: Path) -
     assert [drive["is_read_only"] for drive in drives] == [False, True]
     assert "very-secret" not in tiny.vmm("show", "m", "--output", "json").stdout
     assert b"very-secret" not in (tiny.data_dir / "state" / "vmm.db").read_bytes()
+
+
+def test_a_start_imports_no_more_than_it_must(tiny: Host) -> None:
+    tiny.vmm("create", "m", *SMALL)
+    done = tiny.run(sys.executable, "-c", TELL_MODULES, "start", "m", env=tiny.environment)
+    assert "m is running" in done.stdout
+    modules = set(done.stderr.split())
+    assert "vmm.engines.firecracker.api" in modules
+    for heavy in ("click", "rich", "logging", "tomllib", "tarfile", "urllib.request", "tempfile", "typing", "inspect",
+                  "dataclasses", "vmm.images.rootfs", "vmm.operations.stop", "concurrent.futures"):  # fmt: skip
+        assert heavy not in modules, heavy
 
 
 def test_several_machines_at_once(tiny: Host) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
-from vmm import TYPE_CHECKING
 from vmm.engines import launch
 from vmm.errors import EngineError
 from vmm.host import files
@@ -13,9 +13,7 @@ from vmm.model.engine import BootPlan, EngineFeatures, EngineStatus
 from vmm.model.machine import EngineName, ProcessIdentity
 from vmm.model.value import Value
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+_KVM = Path("/dev/kvm")
 _STATUS = {
     "Not started": EngineStatus.STARTING,
     "Running": EngineStatus.RUNNING,
@@ -43,6 +41,13 @@ class FirecrackerEngine(Value):
                 "Firecracker is not on this host.",
                 details=f"{self.binary} is not a program that can be run.",
                 resolution="Install it: sudo vmm setup",
+            )
+        # Firecracker says so too, if it does not panic first: its API's thread and its guest's race to the end.
+        if not os.access(_KVM, os.R_OK | os.W_OK):
+            raise EngineError(
+                "Firecracker needs KVM, which this host does not give.",
+                details=f"{_KVM} cannot be opened for reading and writing.",
+                resolution="Run it as root, and see vmm doctor; machines made with --engine qemu need no KVM.",
             )
         files.write_atomic(plan.config, json.dumps(configuration(plan)), mode=0o600, durable=False)
         # --level Error: the log is for what went wrong. Never --enable-pci (CVE-2026-5747).

@@ -1,0 +1,17 @@
+"""Unit tests touch nothing of the host: this holds them to it."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _host_is_left_alone() -> Iterator[None]:
+    def state() -> tuple[set[str], str]:
+        return {name for _, name in socket.if_nameindex()}, Path("/proc/sys/net/ipv4/ip_forward").read_text()
+
+    before = state()
+    yield
+    assert state() == before, "a unit test changed this host's network"
