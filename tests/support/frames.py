@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Self
@@ -50,6 +51,12 @@ class Guest:
         fcntl.ioctl(self._fd, _TUNSETIFF, struct.pack("=16sH22x", lease.tap.encode(), _TAP_NO_PI_VNET_HDR))
 
     def __enter__(self) -> Self:
+        """Wait until the bridge forwards for this port, a moment after its carrier came; a real guest would ask again."""
+        deadline = time.monotonic() + 5
+        argv = ["bridge", "link", "show", "dev", self.lease.tap]
+        while "state forwarding" not in subprocess.run(argv, capture_output=True, text=True, check=True).stdout:
+            assert time.monotonic() < deadline, f"{self.lease.tap} does not forward"
+            time.sleep(0.005)
         return self
 
     def __exit__(self, *_: object) -> None:
