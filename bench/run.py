@@ -76,7 +76,7 @@ class Bench:
         return self.directory / "data"
 
     def inside(self, *argv: str) -> list[str]:
-        return ["ip", "netns", "exec", NAMESPACE, *argv]
+        return ["nsenter", f"--net=/run/netns/{NAMESPACE}", *argv]
 
     def run(self, *argv: str) -> None:
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -241,7 +241,7 @@ def create_case(bench: Bench) -> Case:
     return Case(
         "vmm create, 1 GB image with 300 MB of data",
         "at most 1.3",
-        ["ip", "netns", "exec", NAMESPACE, "sh", "-ec", floor],
+        ["nsenter", f"--net=/run/netns/{NAMESPACE}", "sh", "-ec", floor],
         bench.inside(*create),
         after_floor=copy.unlink,
         after_ours=lambda: bench.vmm("delete", "c"),

@@ -30,6 +30,9 @@ DEFAULTS = Defaults(
     engine="auto",
 )
 ENGINES = ("auto", "firecracker", "qemu")
+# Each engine's user and group id: one of these, by its machine's address in the subnet. They lie where no distribution,
+# container manager or systemd gives any out (systemd's UIDS-GIDS: 1879048192 to 2147483647 are unused).
+UIDS = (1879048192, 1879113727)
 
 
 class Paths(Value):
@@ -74,6 +77,14 @@ class Paths(Value):
         return self.state / "locks"
 
     @property
+    def supervisor(self) -> Path:
+        return self.state / "supervisor.lock"
+
+    @property
+    def jails(self) -> Path:
+        return self.data_dir / "jails"
+
+    @property
     def ssh(self) -> Path:
         return self.data_dir / "ssh"
 
@@ -98,6 +109,8 @@ class Config(Value):
     firecracker: str = ""
     qemu: str = ""
     firecracker_url: str = ""
+    uids: tuple[int, int] = UIDS
+    socket_group: str = ""
     defaults: Defaults = DEFAULTS
 
 
@@ -111,6 +124,8 @@ KEYS: Mapping[str, type] = {
     "firecracker": str,
     "firecracker_url": str,
     "qemu": str,
+    "uid_range": str,
+    "socket_group": str,
     "vm_defaults.cpus": int,
     "vm_defaults.memory_mb": int,
     "vm_defaults.disk_size_mb": int,
@@ -156,6 +171,8 @@ def values_of(config: Config) -> dict[str, object]:
         "firecracker": config.firecracker,
         "firecracker_url": config.firecracker_url,
         "qemu": config.qemu,
+        "uid_range": f"{config.uids[0]}-{config.uids[1]}",
+        "socket_group": config.socket_group,
         "vm_defaults.cpus": defaults.cpus,
         "vm_defaults.memory_mb": defaults.memory_mib,
         "vm_defaults.disk_size_mb": defaults.disk_mib,
@@ -244,7 +261,23 @@ def _checked(paths: Paths, file: Path, values: Mapping[str, object]) -> Config:
         firecracker=text("firecracker", ""),
         qemu=text("qemu", ""),
         firecracker_url=text("firecracker_url", ""),
+        uids=_uids(text("uid_range", ""), file),
+        socket_group=text("socket_group", ""),
         defaults=_defaults(file, values),
+    )
+
+
+def _uids(text: str, file: Path) -> tuple[int, int]:
+    if not text:
+        return UIDS
+    first, dash, last = text.partition("-")
+    # A user id has 32 bits, and the last of them means "none" (setuid(2)).
+    if dash and first.isdigit() and last.isdigit() and 1000 <= int(first) <= int(last) < 2**32 - 1:
+        return int(first), int(last)
+    raise ConfigError(
+        f"{text!r} is no range of user ids.",
+        details=f"uid_range in {file} is FIRST-LAST, two numbers from 1000 to {2**32 - 2}.",
+        resolution=f"vmm config set uid_range {UIDS[0]}-{UIDS[1]}",
     )
 
 

@@ -32,7 +32,8 @@ class Host:
 
     @property
     def prefix(self) -> list[str]:
-        return ["ip", "netns", "exec", self.namespace]
+        # Not `ip netns exec`: that hides the cgroups behind a /sys of its own.
+        return ["nsenter", f"--net=/run/netns/{self.namespace}"]
 
     @property
     def environment(self) -> dict[str, str]:

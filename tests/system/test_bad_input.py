@@ -1,5 +1,6 @@
 """Everything that a user can get wrong: an error in three parts, the right exit code, and nothing half-made."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -41,6 +42,7 @@ def everything(host: Host) -> dict[str, object]:
 BAD_NAMES = ["", "-x", ".hidden", "../up", "a/b", "a b", "a;b", "ä", "x" * 65, "a\nb", "$(id)", "a,b"]
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_names(ready: Host, name: str) -> None:
     before = everything(ready)
@@ -95,24 +97,11 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (1, "cannot be read", ["kernel", "import", "/nonexistent", "--name", "k"]),
     # What exists already, or is in use
     (1, "already", ["create", "here", *SMALL]),
-    (1, "is forwarded already", ["port-forward", "add", "here", "7000:1"]),
-    (1, "is forwarded already", ["port-forward", "add", "here", "127.0.0.1:7000:1"]),
-    (1, "has no forward", ["port-forward", "remove", "busy", "7000:71"]),
-    (1, "has no forward", ["port-forward", "remove", "busy", "7001:70"]),
     (1, "is in use", ["image", "delete", "tiny"]),
     (1, "is in use", ["kernel", "delete", "tiny"]),
     (1, "It is running", ["delete", "busy"]),
     (1, "It is running", ["set", "busy", "--cpus", "2"]),
     (1, "It is created", ["ssh", "here"]),
-    # Ports
-    (2, "not a port forward", ["port-forward", "add", "here", "80"]),
-    (2, "not a port forward", ["port-forward", "add", "here", "0:80"]),
-    (2, "not a port forward", ["port-forward", "add", "here", "80:65536"]),
-    (2, "not a port forward", ["port-forward", "add", "here", "a:b"]),
-    (2, "not a port forward", ["port-forward", "add", "here", "80:80/icmp"]),
-    (2, "not a port forward", ["port-forward", "add", "here", "1:2:3:4"]),
-    (2, "not a port forward", ["port-forward", "add", "here", "nohost:80:80"]),
-    (1, "not an address of this host", ["port-forward", "add", "here", "198.51.100.1:80:80"]),
     # Keys, labels, resolvers, users
     (2, "cannot be read", ["create", "m", *SMALL, "--ssh-key", "/nonexistent.pub"]),
     (2, "not an ssh public key", ["create", "m", *SMALL, "--ssh-key", "/etc/passwd"]),
@@ -153,14 +142,105 @@ def test_what_is_wrong_is_said_and_changes_nothing(ready: Host, code: int, words
     assert everything(ready) == before
 
 
-def test_a_port_that_a_program_listens_on(ready: Host) -> None:
-    with inside(ready.namespace), socket.create_server(("127.0.0.1", 7010)):
-        assert "in use" in ready.fails("port-forward", "add", "here", "7010:80")
-        # Another protocol is another port.
-        ready.vmm("port-forward", "add", "here", "7010:80/udp")
-        ready.vmm("port-forward", "remove", "here", "7010:80/udp")
+# Against `busy`, which runs, and `here`, which does not: what is refused must leave rules and records as they are.
+WRONG_FORWARDS: list[tuple[int, str, list[str]]] = [
+    (1, "is forwarded already", ["add", "{name}", "7000:1"]),  # another machine's, or its own
+    (1, "is forwarded already", ["add", "{name}", "7000:70"]),  # the very same
+    (1, "is forwarded already", ["add", "{name}", "127.0.0.1:7000:1"]),  # part of every address
+    (1, "is forwarded already", ["add", "{name}", "0.0.0.0:7001:1"]),  # every address, part of which is taken
+    (1, "is forwarded already", ["add", "{name}", "127.0.0.1:7001:2"]),
+    (1, "has no forward", ["remove", "{name}", "7000:71"]),
+    (1, "has no forward", ["remove", "{name}", "7002:70"]),
+    (1, "has no forward", ["remove", "{name}", "7000:70/udp"]),
+    (2, "not a port forward", ["add", "{name}", "80"]),
+    (2, "not a port forward", ["add", "{name}", "0:80"]),
+    (2, "not a port forward", ["add", "{name}", "80:0"]),
+    (2, "not a port forward", ["add", "{name}", "65536:80"]),
+    (2, "not a port forward", ["add", "{name}", "80:65536"]),
+    (2, "not a port forward", ["add", "{name}", "80-90:80-90"]),
+    (2, "not a port forward", ["add", "{name}", "-1:80"]),
+    (2, "not a port forward", ["add", "{name}", "a:b"]),
+    (2, "not a port forward", ["add", "{name}", "80:80/icmp"]),
+    (2, "not a port forward", ["add", "{name}", "1:2:3:4"]),
+    (2, "not a port forward", ["add", "{name}", "nohost:80:80"]),
+    (2, "not a port forward", ["add", "{name}", "[::1]:80:80"]),
+    (1, "not an address of this host", ["add", "{name}", "198.51.100.1:80:80"]),
+]
 
 
+def in_force(host: Host) -> list[object]:
+    return [host.json("list"), host.run("nft", "list", "ruleset").stdout]
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("name", ["here", "busy"])
+def test_forwards_that_cannot_be_are_refused_before_anything_is_done(ready: Host, name: str) -> None:
+    ready.vmm("port-forward", "add", "busy", "127.0.0.1:7001:71")
+    before = in_force(ready)
+    for code, words, arguments in WRONG_FORWARDS:
+        verb, _, *forward = arguments
+        said = ready.fails("port-forward", verb, name, "--", *forward, code=code)
+        assert words in said, forward
+    assert in_force(ready) == before
+    ready.vmm("port-forward", "remove", "busy", "127.0.0.1:7001:71")
+
+
+@contextlib.contextmanager
+def a_service(host: Host, kind: socket.SocketKind, address: str, port: int) -> Iterator[None]:
+    """A program of the host's that has a port, as a well-behaved server does."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with inside(host.namespace), socket.socket(family, kind) as service:
+        service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        service.bind((address, port))
+        if kind == socket.SOCK_STREAM:
+            service.listen()
+        yield
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("127.0.0.1", "7010:80"),  # part of every address
+        ("0.0.0.0", "127.0.0.1:7010:80"),
+        ("::", "7010:80"),  # how most servers listen: both families on one socket
+        ("::", "127.0.0.1:22:22"),  # this one would lock an administrator out
+    ],
+)
+def test_a_port_that_a_program_has_is_refused(ready: Host, address: str, wanted: str, protocol: str) -> None:
+    kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+    port = int(wanted.split(":")[-2])
+    before = in_force(ready)
+    with a_service(ready, kinds[protocol], address, port):
+        said = ready.fails("port-forward", "add", "busy", f"{wanted}/{protocol}")
+        assert f"Port {port}/{protocol} of the host is in use" in said
+        assert f"sport = :{port}" in said
+        assert in_force(ready) == before
+
+
+@pytest.mark.fault(28)
+def test_another_protocol_is_another_port(ready: Host) -> None:
+    before = in_force(ready)
+    with a_service(ready, socket.SOCK_STREAM, "0.0.0.0", 7010):
+        ready.vmm("port-forward", "add", "busy", "7010:80/udp")
+        ready.vmm("port-forward", "remove", "busy", "7010:80/udp")
+    ready.vmm("port-forward", "add", "here", "7010:80")
+    ready.vmm("port-forward", "remove", "here", "7010:80")
+    assert in_force(ready) == before
+
+
+@pytest.mark.fault(28)
+def test_a_privileged_port_that_is_free_and_the_last_of_all_can_be_forwarded(ready: Host) -> None:
+    before = in_force(ready)
+    for forward in ("1:1", "443:443", "65535:65535", "53:53/udp"):
+        ready.vmm("port-forward", "add", "busy", forward)
+        assert f" . {forward.partition(':')[0]} : 172.16.0.3" in ready.run("nft", "list", "ruleset").stdout
+        ready.vmm("port-forward", "remove", "busy", forward)
+    assert in_force(ready) == before
+
+
+@pytest.mark.fault(38)
 def test_a_private_key_is_refused_and_never_quoted(ready: Host, tmp_path: Path) -> None:
     sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "id"))
     said = ready.fails("create", "m", *SMALL, "--ssh-key", str(tmp_path / "id"), code=2)
@@ -193,7 +273,7 @@ def test_without_root(ready: Host) -> None:
 
 def hidden(host: Host, path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run vmm where `path` is another, useless thing: in a mount namespace of its own."""
-    script = f'mount --bind /dev/null {path} && exec {shutil.which("ip")} netns exec {host.namespace} "$@"'
+    script = f'mount --bind /dev/null {path} && exec nsenter --net=/run/netns/{host.namespace} "$@"'
     argv = ["unshare", "-m", "sh", "-c", script, "sh", *VMM, *arguments]
     return subprocess.run(argv, capture_output=True, text=True, check=False, env=host.environment)
 
@@ -206,7 +286,7 @@ def test_without_kvm(ready: Host, tmp_path: Path) -> None:
         " && mount -t tmpfs none /dev && mkdir /dev/net"
         " && for n in null zero urandom random net/tun;"
         f" do touch /dev/$n && mount --bind {tmp_path}/dev/$n /dev/$n; done"
-        f' && exec {shutil.which("ip")} netns exec {ready.namespace} "$@"'
+        f' && exec nsenter --net=/run/netns/{ready.namespace} "$@"'
     )
     argv = ["unshare", "-m", "sh", "-c", script, "sh", *VMM]
 
@@ -263,6 +343,7 @@ def test_a_broken_configuration(ready: Host, text: str) -> None:
     assert "no configuration file" in ready.fails("list", "--config", "/nonexistent.toml")
 
 
+@pytest.mark.fault(17)
 def test_a_database_of_a_newer_vmm(ready: Host) -> None:
     path = ready.data_dir / "state" / "vmm.db"
     with sqlite3.connect(path) as connection:
@@ -283,6 +364,7 @@ def test_a_database_of_a_newer_vmm(ready: Host) -> None:
     assert ready.machine("busy")["state"] == "running"
 
 
+@pytest.mark.fault(17)
 def test_a_damaged_database(ready: Host) -> None:
     path = ready.data_dir / "state" / "vmm.db"
     good = path.read_bytes()
@@ -294,6 +376,7 @@ def test_a_damaged_database(ready: Host) -> None:
         path.write_bytes(good)
 
 
+@pytest.mark.fault(17)
 def test_a_record_that_cannot_be_read_is_shown(ready: Host) -> None:
     path = ready.data_dir / "state" / "vmm.db"
     with sqlite3.connect(path) as connection:
@@ -322,6 +405,7 @@ def full(host: Host, tmp_path: Path) -> Iterator[Host]:
         sh("umount", str(small))
 
 
+@pytest.mark.fault(11)
 def test_no_space(full: Host, host: Host, tmp_path: Path) -> None:
     (full.data_dir / "bin").mkdir(parents=True)
     shutil.copy(host.data_dir / "bin/firecracker", full.data_dir / "bin/firecracker")

@@ -14,6 +14,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     return [(process.wait(timeout=120), process.communicate()[1]) for process in processes]
 
 
+@pytest.mark.fault(2)
 def test_twenty_creates_from_twenty_processes_share_nothing(tiny: Host) -> None:
     processes = [
         tiny.popen("create", f"m{number}", *SMALL, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -36,6 +37,7 @@ def test_twenty_creates_from_twenty_processes_share_nothing(tiny: Host) -> None:
     assert sum(len(machine["port_forwards"]) for machine in tiny.json("list")) == 1
 
 
+@pytest.mark.fault(2)
 def test_one_name_goes_to_one_of_many(tiny: Host) -> None:
     ended = finish(
         [tiny.popen("create", "same", *SMALL, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(10)]
@@ -49,3 +51,23 @@ def test_one_name_goes_to_one_of_many(tiny: Host) -> None:
         [tiny.popen("delete", "-f", "same", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(4)]
     )
     assert sorted(code for code, _ in deletes) == [0, 1, 1, 1], deletes
+
+
+@pytest.mark.fault(2, 29)
+def test_starts_at_once_where_the_rules_were_flushed_put_everyone_into_them(tiny: Host) -> None:
+    """Each of them finds no tables and renders them anew, from what it knows of the others."""
+    names = [f"m{number}" for number in range(8)]
+    for name in names:
+        tiny.vmm("create", name, *SMALL)
+    tiny.vmm("port-forward", "add", "m0", "8080:80")
+    tiny.vmm("start", "m0")
+    for _ in range(2):
+        tiny.run("nft", "flush", "ruleset")
+        starts = [tiny.popen("start", name, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for name in names[1:]]
+        ended = finish(starts)
+        assert [code for code, _ in ended] == [0] * 7, ended
+        rules = tiny.run("nft", "list", "ruleset").stdout
+        assert "tcp . 8080 : 172.16.0.2 . 80" in rules
+        for machine in tiny.json("list"):
+            assert f'"{machine["tap_device"]}" . {machine["mac_address"]} . {machine["ip_address"]}' in rules
+        tiny.vmm("stop", "--force", *names[1:])

@@ -32,6 +32,7 @@ def start(host: Host, name: str) -> int:
     return host.machine(name)["pid"]
 
 
+@pytest.mark.fault(31)
 def test_a_machine_lives_from_create_to_delete(tiny: Host) -> None:
     tiny.vmm("create", "m", *SMALL)
     assert tiny.machine("m")["state"] == "created"
@@ -55,6 +56,7 @@ def test_a_machine_lives_from_create_to_delete(tiny: Host) -> None:
     assert tiny.json("list") == []
 
 
+@pytest.mark.fault(13)
 def test_a_killed_engine_shows_as_failed_with_its_reason(tiny: Host) -> None:
     tiny.vmm("create", "m", *SMALL)
     pid = start(tiny, "m")
@@ -76,6 +78,7 @@ def test_a_guest_that_resets_ends_its_machine(tiny: Host, tmp_path: Path) -> Non
     wait_for(lambda: tiny.machine("m")["state"] in ("failed", "stopped"))
 
 
+@pytest.mark.fault(14)
 def test_a_hung_engine_is_listed_at_once_and_stopped_in_time(tiny: Host) -> None:
     tiny.vmm("create", "m", *SMALL)
     pid = start(tiny, "m")
@@ -115,6 +118,7 @@ def test_a_machine_that_runs_is_not_deleted_unless_forced(tiny: Host) -> None:
     tiny.vmm("delete", "m", "-f")
 
 
+@pytest.mark.fault(3)
 def test_a_foreign_process_with_the_recorded_pid_is_never_touched(tiny: Host) -> None:
     """The row says a pid that now belongs to someone else: vmm must see that, and leave it alone."""
     import sqlite3
@@ -163,6 +167,7 @@ def test_the_console_is_shown_followed_and_harmless(tiny: Host) -> None:
     assert "\x1b]0;owned" in raw.stdout
 
 
+@pytest.mark.fault(22)
 def test_a_console_that_was_flooded_is_trimmed_at_the_next_start(tiny: Host, tmp_path: Path) -> None:
     tiny.vmm("create", "m", *SMALL)
     path = tiny.data_dir / "logs" / "m.console"
@@ -173,6 +178,7 @@ def test_a_console_that_was_flooded_is_trimmed_at_the_next_start(tiny: Host, tmp
     assert "the newest" in tiny.vmm("console", "m", "--full").stdout
 
 
+@pytest.mark.fault(24, 38)
 def test_user_data_is_a_seed_disk_and_nowhere_else(tiny: Host, tmp_path: Path) -> None:
     user_data = tmp_path / "user-data"
     user_data.write_text("#cloud-config\npassword: very-secret\n")

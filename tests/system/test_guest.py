@@ -1,7 +1,9 @@
 """A real guest with a real user space, on the qemu engine: everything that a user does with a machine."""
 
+import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +101,7 @@ def test_exit_codes_and_words_come_through(dev: Host) -> None:
     assert "exit 3" not in dev.vmm("ssh", "dev", "--", "exit 3", check=False).stderr
 
 
+@pytest.mark.fault(25)
 def test_only_the_keys_that_were_given_open_it_and_the_host_key_is_checked(
     dev: Host, key: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +134,72 @@ def test_only_the_keys_that_were_given_open_it_and_the_host_key_is_checked(
     assert "Host key verification failed" in refused.stderr
 
 
+@contextlib.contextmanager
+def an_impostor(host: Host, address: str, host_key: Path, directory: Path) -> Iterator[None]:
+    """An ssh server on a machine's address, with any host key: the host itself takes the address for its own."""
+    config = directory / "sshd_config"
+    config.write_text(
+        f"ListenAddress {address}\nHostKey {host_key}\nAuthorizedKeysFile {host.data_dir}/ssh/vmm_ed25519.pub\n"
+        "PermitRootLogin prohibit-password\nStrictModes no\nUsePAM no\nPidFile none\n"
+    )
+    host.run("ip", "addr", "add", f"{address}/32", "dev", "lo")
+    # It wants a directory in /run, which may be of its own.
+    script = 'mount -t tmpfs vmmtest /run && mkdir /run/sshd && exec /usr/sbin/sshd -D -e -f "$0"'
+    server = [*host.prefix, "unshare", "-m", "sh", "-c", script, str(config)]
+    try:
+        with subprocess.Popen(server, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert "listening" in process.stderr.readline()
+            try:
+                yield
+            finally:
+                process.terminate()
+    finally:
+        host.run("ip", "addr", "del", f"{address}/32", "dev", "lo")
+
+
+@pytest.mark.fault(25)
+def test_another_host_key_on_a_machines_address_is_refused_and_a_reused_address_is_no_other_machine(
+    tiny: Host, tmp_path: Path
+) -> None:
+    small = ("--kernel", "tiny", "--image", "tiny", "--disk", "256", "--memory", "128", "--engine", "firecracker")
+    (tiny.data_dir / "ssh").mkdir(mode=0o700)
+    sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tiny.data_dir / "ssh" / "vmm_ed25519"))
+    home = tmp_path / "home"
+    home.mkdir()
+    done = tmp_path / "done"
+
+    def run(name: str, key: Path) -> subprocess.CompletedProcess[str]:
+        with an_impostor(tiny, tiny.machine(name)["ip_address"], key, tmp_path):
+            return tiny.vmm("exec", name, "--", "touch", str(done), check=False, extra={"HOME": str(home)})
+
+    def brought_up(name: str) -> Path:
+        tiny.vmm("create", name, *small)
+        tiny.vmm("start", name)
+        assert tiny.machine(name)["ip_address"] == "172.16.0.2"
+        return Path(shutil.copy(tiny.data_dir / "vms" / name / "ssh_host_ed25519_key", tmp_path / name))
+
+    def is_served(name: str, key: Path) -> bool:
+        ended = run(name, key)
+        worked = done.exists()
+        done.unlink(missing_ok=True)
+        assert worked or "Host key verification failed" in ended.stderr
+        assert ended.returncode == (0 if worked else 255)
+        return worked
+
+    old, other = brought_up("old"), tmp_path / "other"
+    sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other))
+    assert is_served("old", old)
+    assert not is_served("old", other)
+    tiny.vmm("delete", "-f", "old")
+    new = brought_up("new")
+    # The address is another machine's now, and the machine that had it is no one any more.
+    assert is_served("new", new)
+    assert not is_served("new", old)
+    assert list(home.rglob("*")) == []
+
+
+@pytest.mark.fault(24)
 def test_secrets_are_no_ones_but_roots(dev: Host) -> None:
     directory = dev.data_dir / "vms" / "dev"
     for name in ("disk.ext4", "initrd", "ssh_host_ed25519_key"):
@@ -203,6 +272,7 @@ def test_forwarding_443_leaves_the_machines_own_https_alone(dev: Host, world: st
     assert curl(world, f"http://{OUTSIDE_HOST}:443/") == "from inside\n"
 
 
+@pytest.mark.fault(6)
 def test_the_host_and_its_cloud_are_out_of_the_guests_reach(dev: Host, world: str) -> None:
     with serving(dev.namespace, "-c", WEB, "host", "9099"), serving(world, "-c", WEB, "cloud", "80"):
         assert curl(dev.namespace, f"http://{METADATA}/").startswith("cloud")
@@ -212,6 +282,7 @@ def test_the_host_and_its_cloud_are_out_of_the_guests_reach(dev: Host, world: st
     assert dev.guest("dev", "ping -c1 -W2 172.16.0.1 >/dev/null; echo $?") == "0"
 
 
+@pytest.mark.fault(36)
 def test_no_process_of_vmms_stays_and_none_is_started_to_list(dev: Host) -> None:
     engines = [line for line in dev.processes() if "qemu-system" in line]
     assert len(dev.processes()) == len(engines) == 1
@@ -222,6 +293,7 @@ def test_no_process_of_vmms_stays_and_none_is_started_to_list(dev: Host) -> None
     assert "AF_UNIX" not in traced.stderr
 
 
+@pytest.mark.fault(34)
 def test_a_guest_cannot_make_the_host_write_anywhere(dev: Host, tmp_path: Path) -> None:
     """The original's worst hole: the host wrote keys and resolv.conf through links that the guest had made."""
     bait = tmp_path / "bait"
@@ -296,6 +368,7 @@ def test_run_makes_a_machine_for_one_command_and_removes_it(shared_host: Host) -
     assert [row["name"] for row in shared_host.json("list")] in (["dev"], [])
 
 
+@pytest.mark.fault(16)
 def test_a_data_directory_with_every_awkward_character(shared_host: Host, tmp_path: Path) -> None:
     """Commas, equals signs, colons and blanks mean something to qemu's option lists, ssh's options and shells."""
     awkward = Host(namespace=shared_host.namespace, data_dir=tmp_path / "a, b=c:d 'e'")

@@ -232,7 +232,7 @@ def test_programs_that_are_missing_are_named_with_their_package(bare: Host, tmp_
     empty.write_text("")
     tool = shutil.which("mmdebstrap")
     assert tool is not None
-    command = f"mount --bind {empty} {tool} && exec {shutil.which('ip')} netns exec {bare.namespace} $0 $*"
+    command = f"mount --bind {empty} {tool} && exec nsenter --net=/run/netns/{bare.namespace} $0 $*"
     argv = ["unshare", "-m", "sh", "-c", command, str(Path(shutil.which("vmm") or "vmm")), *ONLY_ENGINE]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=bare.environment)
     assert done.returncode == 1, done.stdout

@@ -5,19 +5,22 @@ Every room is imported when it is first asked for: a listing needs the store alo
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm import config as configuration
-from vmm.errors import HostError
+from vmm.errors import ConflictError, HostError, VmmError
 from vmm.model.machine import EngineName, Machine, ProcessIdentity, UnreadableRecord
+from vmm.model.network import place_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from vmm.config import Config
     from vmm.guest.ssh import SshGuest
+    from vmm.host.systemd import MachineUnits
     from vmm.images.kernels import KernelLibrary
     from vmm.images.library import ImageLibrary
     from vmm.model.defaults import Defaults
@@ -71,6 +74,21 @@ class HostProcesses:
 
         return identity.find(marker)
 
+    def find_all(self, markers: Collection[str]) -> Mapping[str, ProcessIdentity]:
+        from vmm.host import identity
+
+        return identity.find_all(markers)
+
+    def ran_out_of_memory(self, machine_id: str) -> bool:
+        from vmm.host import cgroups
+
+        return cgroups.ended_by_oom(machine_id)
+
+    def remove_group(self, machine_id: str) -> None:
+        from vmm.host import cgroups
+
+        cgroups.remove(machine_id)
+
     def this_process(self) -> ProcessIdentity:
         from vmm.host import identity
 
@@ -91,6 +109,76 @@ class HostSite:
     @property
     def defaults(self) -> Defaults:
         return self.config.defaults
+
+    @property
+    def jails(self) -> Path:
+        return self.config.paths.jails
+
+    @property
+    def socket_group(self) -> int | None:
+        if not self.config.socket_group:
+            return None
+        from vmm.host.identity import group_id
+
+        return group_id(self.config.socket_group)
+
+    def uid_of(self, machine: Machine) -> int:
+        if not machine.spec.jail:
+            return 0
+        first, last = self.config.uids
+        uid = first + place_in(self.config.subnet, machine.lease.address)
+        if uid > last:
+            raise ConflictError(
+                f"The range of user ids has no place for the machine {machine.name!r}.",
+                details=f"Its address {machine.lease.address} makes it {uid}; uid_range is {first}-{last}.",
+                resolution=f"Widen it: sudo vmm config set uid_range {first}-{first + 65535}",
+            )
+        return uid
+
+    def sweep(self, machines: Sequence[Machine], live: Sequence[Machine]) -> Sequence[tuple[str, str]]:
+        from vmm.app.sweep import sweep
+
+        return sweep(self, machines, live)
+
+    def ensure_supervisor(self) -> None:
+        from vmm.host import files
+
+        # What starts one is imported where none is there.
+        if not files.is_locked(self.config.paths.supervisor):
+            from vmm.app.supervise import ensure
+
+            ensure(self)
+
+    def revive_supervisor(self) -> None:
+        """Bring the supervisor back when machines run without one: for every command of root's, at little cost."""
+        if os.geteuid() != 0 or not self.config.paths.database.exists():
+            return
+        with contextlib.suppress(VmmError, OSError):
+            from vmm.host import files
+
+            if not files.is_locked(self.config.paths.supervisor) and self.store.any_live():
+                self.ensure_supervisor()
+
+    def memory_mib(self) -> int:
+        from vmm.host.memory import total_mib
+
+        return total_mib()
+
+    @property
+    def units(self) -> MachineUnits | None:
+        from vmm.host import systemd
+
+        return self.machine_units() if systemd.is_running() and systemd.looks_after_us() else None
+
+    def machine_units(self) -> MachineUnits:
+        """Return the units of this host's systemd, for what is sure to have one."""
+        from vmm.app.supervise import own_command
+        from vmm.host import systemd
+
+        paths = self.config.paths
+        return systemd.MachineUnits(
+            command=tuple(own_command(self.config)), notes=paths.state / "units", data_dir=paths.data_dir
+        )
 
     @property
     def store(self) -> SqliteStore:

@@ -35,11 +35,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "port-forward": ("port_forward", "Lead ports of this host to a machine.", "Inside"),
     "image": ("image", "Root file systems that machines are made from.", "Library"),
     "kernel": ("kernel", "Kernels that machines boot.", "Library"),
+    "events": ("events", "Show what happened to machines, and why.", "Host"),
+    "reconcile": ("reconcile", "Compare what is remembered with the host, and mend what differs.", "Host"),
+    "db": ("db", "Check, back up and restore the database.", "Host"),
     "config": ("config", "This host's configuration.", "Host"),
     "autostart": ("host", "Start the machines that a reboot brought down (for the systemd unit).", "Host"),
     "autostop": ("host", "Stop every machine because the host goes down (for the systemd unit).", "Host"),
     "completion": ("shell", "Print the completion script of a shell.", "Host"),
     "version": ("shell", "Print the version.", "Host"),
+    "settle": ("supervise", "Record how a machine ended, and start it again where it is to be.", ""),
+    "supervise": ("supervise", "Watch the machines that run, until none does.", ""),
     "teardown": ("host", "Take bridge, taps and firewall tables off this host.", ""),
 }
 ALIASES = {"ls": "list", "rm": "delete"}

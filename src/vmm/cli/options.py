@@ -37,7 +37,9 @@ class Settings:
             import logging
 
             logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
-        return open_site(data_dir=self.data_dir, config_file=self.config_file, read_only=read_only)
+        site = open_site(data_dir=self.data_dir, config_file=self.config_file, read_only=read_only)
+        site.revive_supervisor()
+        return site
 
     def progress(self) -> Progress:
         from vmm.cli.progress import choose
@@ -112,6 +114,36 @@ class Size(click.ParamType[int]):
         from vmm.model.sizes import parse_mib
 
         return value if isinstance(value, int) else parse_mib(str(value))
+
+
+class Rate(click.ParamType[int]):
+    """Bytes: a plain number, or 512K, 10M, 1G; gives bytes."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        text = str(value).upper()
+        scale = {"K": 1024, "M": 1024**2, "G": 1024**3}.get(text[-1:], 1)
+        number = text.rstrip("KMG") if scale > 1 else text
+        if not (number.isascii() and number.isdigit()) or len(text) - len(number) > 1:
+            self.fail(f"{value!r} is not a number of bytes, such as 10M.", param, ctx)
+        return int(number) * scale
+
+
+# What takes a limit off.
+NONE = "none"
+
+
+class Limit(click.ParamType[Any]):
+    """A limit of some type, or `none`, which is no limit."""
+
+    name = "limit"
+
+    def __init__(self, kind: Any) -> None:  # noqa: ANN401  # a type, or click's own
+        self._kind: click.ParamType[Any] = click.types.convert_type(kind)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        return NONE if value == NONE else self._kind.convert(value, param, ctx)
 
 
 class Seconds(click.ParamType[float]):

@@ -11,9 +11,11 @@ from vmm.model.machine import MachineView, UnreadableRecord
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from vmm.model.event import Event
     from vmm.model.image import Image, Kernel
     from vmm.model.network import PortForward
     from vmm.model.readiness import Check, SetupStep
+    from vmm.operations.reconcile import Repair
     from vmm.operations.start import Started
 
 # By CheckStatus's values: importing it costs a listing of machines a millisecond.
@@ -47,6 +49,11 @@ def machine_facts(record: MachineView | UnreadableRecord) -> dict[str, object]:
         "pid": machine.process.pid if machine.process is not None and machine.process.marker else None,
         "auto_start": spec.auto_start,
         "wanted": machine.wanted,
+        "jail": spec.jail,
+        "limits": {key: value for key, value in spec.limits.__dict__.items() if value is not None},
+        "restart": spec.restart.value,
+        "restarts": machine.supervision.restarts,
+        "owner": machine.supervision.owner.value,
         "labels": dict(spec.labels),
         "created_at": machine.created_at,
         "started_at": machine.started_at,
@@ -116,6 +123,32 @@ def started(result: Started) -> str:
     if result.already:
         return f"{name} runs already, at {address}."
     return f"{name} is running at {address} ({result.seconds:.2f} s). Open a shell: vmm ssh {name}"
+
+
+def warnings(result: Started) -> None:
+    """Say what a machine's user should know of how it runs; not with the results, and whatever --quiet says."""
+    for warning in result.warnings:
+        sys.stderr.write(f"Warning: {warning}\n")
+
+
+def events(found: Sequence[Event], output: str, *, stream: bool) -> None:
+    """Print events: a table, or JSON; `stream` is a line at a time, for what has no end."""
+    facts = [{"id": e.id, "at": e.at, "machine": e.machine, "kind": e.kind.value, "detail": e.detail} for e in found]
+    if output == "json":
+        if stream:
+            _lines(json.dumps(row) for row in facts) if facts else None
+        else:
+            to_json(facts)
+    elif found:
+        _lines(f"{e.at}  {e.machine:<16}  {e.kind.value:<10}  {e.detail}".rstrip() for e in found)
+
+
+def repairs(found: Sequence[Repair], output: str) -> None:
+    """Print what was not as it should be."""
+    if output == "json":
+        to_json([{"subject": r.subject, "what": r.what, "done": r.done} for r in found])
+        return
+    table([(repair.subject, "mended" if repair.done else "NOT MENDED", repair.what) for repair in found])
 
 
 def forwards(found: Sequence[PortForward], output: str) -> None:

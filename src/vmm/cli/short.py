@@ -29,6 +29,8 @@ def run_short(arguments: Sequence[str]) -> int | None:
             return guarded(lambda: _list("table"))
         case ["list" | "ls", "--output", output] if output in _OUTPUTS:
             return guarded(lambda: _list(output))
+        case ["--data-dir", data_dir, *config, "supervise"] if config[:1] in ([], ["--config"]) and len(config) in (0, 2):
+            return guarded(lambda: _supervise(data_dir, *config[1:]))
         case ["start", name] if not name.startswith("-"):
             return guarded(lambda: _start(name))
         case _:
@@ -41,7 +43,21 @@ def _list(output: str) -> int:
     from vmm.cli import render
     from vmm.operations.observe import view_all
 
-    render.machines(view_all(open_site(read_only=True)), output)
+    site = open_site(read_only=True)
+    render.machines(view_all(site), output)
+    site.revive_supervisor()
+    return ExitCode.DONE
+
+
+def _supervise(data_dir: str, config_file: str | None = None) -> int:
+    # It stays while machines run: what it does not import is memory that it does not take.
+    from pathlib import Path
+
+    from vmm.app import open_site, require_root
+    from vmm.app.supervise import supervise
+
+    require_root("supervise")
+    supervise(open_site(data_dir=Path(data_dir), config_file=None if config_file is None else Path(config_file)))
     return ExitCode.DONE
 
 
@@ -57,5 +73,6 @@ def _start(name: str) -> int:
     started = start(open_site(), name)
     from vmm.cli import render
 
+    render.warnings(started)
     sys.stdout.write(f"{render.started(started)}\n")
     return ExitCode.DONE

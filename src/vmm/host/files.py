@@ -38,6 +38,33 @@ def make_dir(path: Path, *, mode: int = 0o755) -> Path:
     return path
 
 
+# Network file systems by their name in /proc/mounts: locks and SQLite cannot be trusted on them.
+_NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse.sshfs", "fuse.glusterfs", "lustre", "afs")
+
+
+def network_file_system(path: Path, mounts: str | None = None) -> str | None:
+    """Return the kind of network file system that `path` lies on, or would lie on; None for a local one."""
+    text = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace") if mounts is None else mounts
+    best, kind = "", ""
+    for line in text.splitlines():
+        target, found = line.split(" ")[1:3]
+        target = target.encode().decode("unicode_escape").rstrip("/") + "/"
+        if f"{path}/".startswith(target) and len(target) >= len(best):
+            best, kind = target, found
+    return kind if kind in _NETWORK_FILE_SYSTEMS else None
+
+
+def refuse_network_file_system(path: Path) -> None:
+    """Raise HostError when two hosts could share what lies at `path`."""
+    kind = network_file_system(path)
+    if kind is not None:
+        raise HostError(
+            f"The data directory cannot lie on {kind}.",
+            details=f"{path} would be on a network file system, where locks and the database cannot be trusted.",
+            resolution="Choose a local one: --data-dir, or VMM_DATA_DIR.",
+        )
+
+
 def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, durable: bool = True) -> None:
     """Write a file under a temporary name with exactly `mode`, flush it (when `durable`) and rename it into place."""
     data = content.encode() if isinstance(content, str) else content
@@ -83,13 +110,22 @@ def copy_disk(source: Path, destination: Path, *, size_mib: int, mode: int = 0o6
             temporary.unlink(missing_ok=True)
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a directory and all below it, never following a link and never crossing a mount; none is no error."""
+def remove_tree(path: Path, *, unmount: bool = False) -> None:
+    """Remove a directory and all below it, never following a link and never crossing a mount; none is no error.
+
+    `unmount` takes mounts off first: for a directory whose mounts are vmm's own.
+    """
     try:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
             return
-        _refuse_mounts(path)
+        from vmm.host import mounts
+
+        if unmount:
+            mounts.unmount_below(path)
+        found = mounts.below(path)
+        if found:
+            raise OSError(errno.EBUSY, f"{found[0]} is a mount; unmount it first")
         import shutil
 
         shutil.rmtree(path)
@@ -124,9 +160,7 @@ def _new_staging(root: Path, prefix: str) -> tuple[Path, int]:
     try:
         # Between making a directory and locking it, nobody may take it for one that was left behind.
         fcntl.flock(guard, fcntl.LOCK_EX)
-        for entry in root.iterdir():
-            if re.fullmatch(_STAGING, entry.name):
-                _sweep(entry)
+        sweep_staging(root)
         path = root / f"{prefix}-{os.getpid()}-{os.urandom(4).hex()}"
         path.mkdir(mode=0o700)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -136,8 +170,17 @@ def _new_staging(root: Path, prefix: str) -> tuple[Path, int]:
         os.close(guard)
 
 
-def _sweep(entry: Path) -> None:
-    """Remove a staging directory that no living process holds."""
+def sweep_staging(root: Path) -> list[str]:
+    """Remove the staging directories in `root` that no living process holds; return their names."""
+    try:
+        entries = [entry for entry in root.iterdir() if re.fullmatch(_STAGING, entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [entry.name for entry in entries if _sweep(entry)]
+
+
+def _sweep(entry: Path) -> bool:
+    """Remove a staging directory unless a living process holds it; return whether it did."""
     with contextlib.suppress(FileNotFoundError, BlockingIOError):
         fd = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -145,6 +188,8 @@ def _sweep(entry: Path) -> None:
             remove_tree(entry)
         finally:
             os.close(fd)
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -161,6 +206,21 @@ def locked(path: Path, *, what: str, timeout_s: float) -> Generator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def try_lock(path: Path) -> int | None:
+    """Return a descriptor that holds the lock on `path` until it is closed; None where another process has it."""
+    if not path.parent.is_dir():
+        make_dir(path.parent)
+    return _try_lock(path)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock on `path`."""
+    fd = try_lock(path)
+    if fd is not None:
+        os.close(fd)
+    return fd is None
 
 
 def _acquire(path: Path, *, what: str, timeout_s: float) -> int:
@@ -193,14 +253,6 @@ def _try_lock(path: Path) -> int | None:
         pass
     os.close(fd)
     return None
-
-
-def _refuse_mounts(path: Path) -> None:
-    inside = f"{path.resolve()}/"
-    for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
-        target = line.split(" ")[1].encode().decode("unicode_escape")
-        if target == inside[:-1] or target.startswith(inside):
-            raise OSError(errno.EBUSY, f"{target} is a mount; unmount it first")
 
 
 def _told(error: OSError, brief: str) -> HostError:

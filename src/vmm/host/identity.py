@@ -7,7 +7,12 @@ import os
 import time
 from pathlib import Path
 
+from vmm import TYPE_CHECKING
+from vmm.errors import HostError
 from vmm.model.machine import ProcessIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 @functools.cache
@@ -66,15 +71,36 @@ def kill(process: ProcessIdentity) -> None:
 
 def find(marker: str) -> ProcessIdentity | None:
     """Return the process whose command line has `marker` as one argument, or None. Walks /proc: for repairs only."""
+    return find_all((marker,)).get(marker)
+
+
+def find_all(markers: Collection[str]) -> dict[str, ProcessIdentity]:
+    """Return the processes that have one of the markers in their command line, by it: one walk over /proc.
+
+    Of several the youngest: the jailer, which has it too, is older than what it starts, and ends.
+    """
+    wanted = {marker.encode(): marker for marker in markers}
+    found: dict[str, tuple[int, int]] = {}
     for entry in os.listdir("/proc"):  # noqa: PTH208  # names are all that is needed, of thousands
-        if not entry.isdigit():
+        if not entry.isdigit() or int(entry) == os.getpid():
             continue
-        pid = int(entry)
-        if pid != os.getpid() and _has_marker(pid, marker):
-            stat = _stat(pid)
-            if stat is not None and stat[0] != "Z":
-                return of(pid, marker=marker)
-    return None
+        try:
+            line = Path(f"/proc/{entry}/cmdline").read_bytes()
+        except OSError:
+            continue
+        # qemu has its socket within an option's value; every other engine has its marker as a word of its own.
+        words = {word for word in line.split(b"\0") if word in wanted}
+        if b"unix:" in line:
+            words |= {word for word in wanted if word in line.replace(b",,", b",") and _is_in(line, word)}
+        stat = _stat(int(entry)) if words else None
+        if stat is not None and stat[0] != "Z":
+            for word in words:
+                found[wanted[word]] = max(found.get(wanted[word], (0, 0)), (stat[1], int(entry)))
+    return {marker: of(pid, marker=marker) for marker, (_, pid) in found.items()}
+
+
+def _is_in(line: bytes, wanted: bytes) -> bool:
+    return any(_names(argument, wanted) for argument in line.split(b"\0"))
 
 
 def of(pid: int, *, marker: str) -> ProcessIdentity:
@@ -86,6 +112,20 @@ def of(pid: int, *, marker: str) -> ProcessIdentity:
 def this_process() -> ProcessIdentity:
     """Return the identity of the vmm command at work, for rows that say who is at it."""
     return of(os.getpid(), marker="")
+
+
+def group_id(name: str) -> int:
+    """Return a group's id. Raises HostError when the host has none of that name."""
+    import grp
+
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise HostError(
+            f"There is no group {name!r} on this host.",
+            details="It is the socket_group of the configuration.",
+            resolution=f"Make it (sudo groupadd --system {name}), or: sudo vmm config set socket_group ''",
+        ) from error
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
@@ -104,8 +144,7 @@ def _has_marker(pid: int, marker: str) -> bool:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    wanted = marker.encode()
-    return any(_names(argument, wanted) for argument in arguments)
+    return any(_names(argument, marker.encode()) for argument in arguments)
 
 
 def _names(argument: bytes, wanted: bytes) -> bool:

@@ -113,27 +113,65 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
     return completed
 
 
-def spawn(argv: Sequence[str], *, marker: str, output: IO[bytes], errors: IO[bytes] | None = None) -> ProcessIdentity:
+class Streams(Value):
+    """Where a program that outlives us writes, and the cgroups that it is put into (descriptors of cgroup.procs)."""
+
+    output: IO[bytes]
+    errors: IO[bytes]
+    join: tuple[int, ...] = ()
+
+
+def spawn(argv: Sequence[str], *, marker: str, streams: Streams) -> ProcessIdentity:
     """Start a program that outlives us, in a session of its own, and return its identity.
 
-    `output` gets its stdout, `errors` its stderr (default: the same). `marker` must be one of its arguments.
+    `marker` must be one of its arguments.
     """
-    with _told(argv):
-        child = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors if errors is not None else output,
-            env=environment(),
-            cwd="/",
-            start_new_session=True,
-            # What it makes, its API socket above all, is its owner's alone. In the child: ours has other threads.
-            umask=0o077,
-        )
+    child = _outliving(argv, streams)
     # It is meant to outlive this process: the interpreter must not warn that it still runs. While this process lives it
     # stays the parent, so a child that ended is a zombie until `reap`.
     child.returncode = 0
     return identity.of(child.pid, marker=marker)
+
+
+def spawn_through(argv: Sequence[str], *, streams: Streams, timeout_s: float) -> int:
+    """Run a program that starts another one and ends; return its exit code. HostError when it does not end in time."""
+    child = _outliving(argv, streams)
+    with _told(argv):
+        try:
+            return child.wait(timeout_s)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+
+
+def child(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a program that is waited for later; what it says goes where ours does."""
+    with _told(argv):
+        return subprocess.Popen(
+            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment(), cwd="/"
+        )
+
+
+def _outliving(argv: Sequence[str], streams: Streams) -> subprocess.Popen[bytes]:
+    def enter() -> None:
+        # Between fork and exec: whatever the program does, its first page included, counts in its cgroup.
+        for fd in streams.join:
+            os.write(fd, b"0")
+
+    with _told(argv):
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=streams.output,
+            stderr=streams.errors,
+            env=environment(),
+            cwd="/",
+            start_new_session=True,
+            preexec_fn=enter if streams.join else None,  # noqa: PLW1509  # one write each, on what was opened before
+            # What it makes, its API socket above all, is its owner's alone. In the child: ours has other threads.
+            umask=0o077,
+        )
 
 
 def replace(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> NoReturn:
@@ -167,7 +205,7 @@ def _told(argv: Sequence[str]) -> Generator[None]:
             details=_line(argv),
             resolution="Run the command by hand to see what it waits for, then try again.",
         ) from error
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise HostError(
             f"{argv[0]} cannot be started.", details=str(error), resolution=f"Check it: ls -l {argv[0]}"
         ) from error

@@ -1,9 +1,11 @@
 """What an ext4 superblock says, read as plain bytes: nothing here mounts anything."""
 
+import os
 import struct
 from pathlib import Path
 
 from vmm.errors import ImageError
+from vmm.model.sizes import DISK_MIB
 from vmm.model.value import Value
 
 # Offsets of struct ext4_super_block (the kernel's Documentation/filesystems/ext4/super.rst); it lies at byte 1024.
@@ -30,7 +32,7 @@ def read_superblock(path: Path) -> Superblock:
     try:
         with path.open("rb") as stream:
             head = stream.read(_AT + _LENGTH)
-        length = path.stat().st_size
+            length = os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise ImageError(
             f"The image {path} cannot be read.", details=str(error), resolution="Check the path, then try again."
@@ -64,5 +66,11 @@ def _checked(path: Path, block: bytes, length: int) -> Superblock:
             f"The image {path} is damaged or cut off.",
             details=f"Its superblock promises {size} bytes; the file has {length}.",
             resolution="Fetch or copy it again.",
+        )
+    if length > DISK_MIB[1] * 1024 * 1024:
+        raise ImageError(
+            f"The image {path} is larger than any disk.",
+            details=f"It has {length} bytes; the largest disk has {DISK_MIB[1]} MiB.",
+            resolution="Give a smaller one; a machine's disk can be larger than its image.",
         )
     return Superblock(size=size, block_size=1024 << log)

@@ -114,7 +114,8 @@ class ImageLibrary(Value):
 
 def _settle(path: Path, size: int) -> None:
     """Give the image its size and flush it: a reflink of a dirty file would wait for that at every create."""
-    path.chmod(0o644)
+    # There may be passwords' hashes and keys in it, and other users of this host have no business there.
+    path.chmod(0o600)
     with path.open("r+b") as stream:
         stream.truncate(size)
         os.fsync(stream.fileno())

@@ -1,16 +1,16 @@
 """Which modules a kernel needs before it sees its virtio disk and network, in the order of loading."""
 
-import gzip
-import lzma
 from collections.abc import Mapping
 from pathlib import Path
 
 from vmm.errors import ImageError
-from vmm.host import process
+from vmm.images.packed import packing_of, unpacked
 
 # What stage-1 needs; each brings what it depends on. A kernel may have any of them built in.
 WANTED = ("virtio_mmio", "virtio_blk", "virtio_net", "ext4")
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+# The largest that distributions ship have 20 MiB, unpacked and with what debuggers want.
+_MOST_BYTES = 64 * 1024 * 1024
 
 
 def find_tree(directory: Path) -> Path:
@@ -50,39 +50,45 @@ def _add(name: str, available: Mapping[str, Path], builtin: frozenset[str], orde
             resolution="Give the whole tree of the kernel's modules, or a kernel with virtio built in.",
         )
     content = _uncompressed(path)
+    # Known from now on, so that two that name each other have an end; it is put behind what it needs below.
+    ordered[name] = content
     for needed in _depends(content):
         _add(needed, available, builtin, ordered)
-    ordered[name] = content
+    ordered[name] = ordered.pop(name)
 
 
 def _builtin(tree: Path) -> frozenset[str]:
     listing = tree / "modules.builtin"
     if not listing.exists():
         return frozenset()
-    return frozenset(_module_name(Path(line)) for line in listing.read_text(encoding="utf-8").split())
+    text = listing.read_text(encoding="utf-8", errors="replace")
+    return frozenset(_module_name(Path(line)) for line in text.split())
 
 
 def _depends(content: bytes) -> list[str]:
     """Return what a module says it depends on (its .modinfo section: `depends=a,b`, each ended by a NUL)."""
-    start = content.find(b"\0depends=")
-    if start < 0:
-        return []
-    text = content[start + len(b"\0depends=") : content.index(b"\0", start + 1)].decode("ascii")
+    _, _, rest = content.partition(b"\0depends=")
+    text = rest.split(b"\0", 1)[0].decode("ascii", errors="replace")
     return [_plain(name) for name in text.split(",") if name]
 
 
 def _uncompressed(path: Path) -> bytes:
-    match path.suffix:
-        case ".xz":
-            return lzma.decompress(path.read_bytes())
-        case ".gz":
-            return gzip.decompress(path.read_bytes())
-        case ".zst":
-            out = path.with_name(f"{path.name}.plain")
-            process.run(["zstd", "-q", "-d", "-f", "-o", str(out), str(path)])
-            return out.read_bytes()
-        case _:
-            return path.read_bytes()
+    try:
+        with path.open("rb") as stream:
+            packing = packing_of(stream.read(8))
+        with unpacked(path, packing) as plain:
+            content = plain.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
+                raise ImageError(
+                    f"The module {path.name} is refused.",
+                    details=f"It has more than {_MOST_BYTES >> 20} MiB.",
+                    resolution="Give the kernel's own modules, as its package has them.",
+                )
+            return content
+    except OSError as error:
+        raise ImageError(
+            f"The module {path} cannot be read.", details=str(error), resolution="Check the tree of modules."
+        ) from error
 
 
 def _module_name(path: Path) -> str:

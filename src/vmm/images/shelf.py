@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, ImageError, NotFoundError
 from vmm.host import files
+from vmm.images import durable
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Shelf(Value):
             raise self._unknown(name)
         with files.staging_dir(self.staging, prefix="deleted") as away:
             directory.rename(away / name)
+            # After a power loss it is there whole or gone, and never without some of its files.
+            durable.flush_directory(self.root)
 
     def refuse_existing(self, name: str, *, force: bool) -> None:
         if self.directory(name).exists() and not force:
@@ -76,9 +79,10 @@ class Shelf(Value):
 
     @contextmanager
     def adding(self, name: str, *, force: bool) -> Generator[Path]:
-        """Give a directory to fill; when the block ends well it becomes the item, in one rename.
+        """Give a directory to fill; when the block ends well it becomes the item, in one step.
 
-        With `force` the item that stands there goes out of the way first; machines that run keep their open files.
+        Its files must be on disk by then (`fsync`). With `force` it takes the place of the item that stands there;
+        machines that run keep their open files.
         """
         self.refuse_existing(name, force=force)
         files.make_dir(self.root)
@@ -86,10 +90,7 @@ class Shelf(Value):
             new = files.make_dir(work / "new")
             yield new
             self.refuse_existing(name, force=force)
-            directory = self.directory(name)
-            if directory.exists():
-                directory.rename(work / "old")
-            new.rename(directory)
+            durable.put_in_place(new, self.directory(name))
 
     def describe(self, directory: Path, facts: Mapping[str, object]) -> None:
         files.write_atomic(directory / self.description, json.dumps(facts, indent=2) + "\n")

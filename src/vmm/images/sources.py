@@ -1,21 +1,24 @@
 """Images from what people have: an ext4 file, a directory, a tar. Nothing is mounted, nothing gets out."""
 
+import errno
 import os
-import shutil
-import tarfile
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
 from vmm.errors import ImageError, UsageError
 from vmm.host import files, process
 from vmm.images.ext4 import is_ext4, read_superblock
+from vmm.images.packed import packing_of
+from vmm.images.unpack import LARGEST_BYTES, MIB, unpack
 from vmm.model.progress import Progress
+from vmm.model.sizes import DISK_MIB
+from vmm.model.value import Value
 
-MIB = 1024 * 1024
-# A root file system of a development machine has some 50,000 files.
-MOST_ENTRIES = 2_000_000
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 _CONVERT_S = 1800.0
+_BLOCK, _INODE = 4096, 256
+# One inode for so many bytes: what mke2fs.conf says for file systems below 512 MiB, and for larger ones.
+_INODE_RATIOS = (4096, 16384)
 
 
 class Kind(StrEnum):
@@ -28,22 +31,33 @@ def kind_of(path: Path) -> Kind:
     """Return what `path` is; raise ImageError when it is nothing that can become an image."""
     if path.is_dir():
         return Kind.DIRECTORY
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(4096)
-    except OSError as error:
-        raise ImageError(
-            f"{path} cannot be read.", details=str(error), resolution="Check the path, then try again."
-        ) from error
+    head = _head(path)
     if is_ext4(head):
         return Kind.EXT4
-    if head[257:262] == b"ustar" or _compression(head):
+    if head[257:262] == b"ustar" or packing_of(head):
         return Kind.TAR
     raise ImageError(
         f"{path} cannot become an image.",
         details=f"It is no ext4 file system, no directory and no tar; it begins with {head[:8].hex(' ') or 'nothing'}.",
         resolution="Give an ext4 image without a partition table, a directory, or a tar (.gz, .xz, .bz2, .zst).",
     )
+
+
+def _head(path: Path) -> bytes:
+    try:
+        # A FIFO would keep us waiting for whoever writes to it; a device has no end.
+        if path.exists() and not path.is_file():
+            raise ImageError(
+                f"{path} cannot become an image.",
+                details="It is neither a file nor a directory.",
+                resolution="Copy what it holds into a file, and give that.",
+            )
+        with path.open("rb") as stream:
+            return stream.read(4096)
+    except OSError as error:
+        raise ImageError(
+            f"{path} cannot be read.", details=str(error), resolution="Check the path, then try again."
+        ) from error
 
 
 def convert(path: Path, kind: Kind, out: Path, *, work: Path, size_mib: int | None, progress: Progress) -> None:
@@ -58,14 +72,14 @@ def convert(path: Path, kind: Kind, out: Path, *, work: Path, size_mib: int | No
                 )
             read_superblock(path)
             with progress.step(f"Copying {path.name}"):
-                files.copy_disk(path, out, size_mib=0, mode=0o644)
+                files.copy_disk(path, out, size_mib=0)
         case Kind.DIRECTORY:
             with progress.step("Making the file system"):
                 make_ext4(path, out, size_mib=size_mib)
         case Kind.TAR:
             tree = work / "tree"
             with progress.step(f"Unpacking {path.name}"):
-                unpack(path, tree)
+                unpack(path, packing_of(_head(path)), tree, progress=progress)
             with progress.step("Making the file system"):
                 make_ext4(tree, out, size_mib=size_mib)
 
@@ -75,9 +89,11 @@ def make_ext4(tree: Path, out: Path, *, size_mib: int | None) -> None:
 
     Raises:
         UsageError: the content does not fit into `size_mib`.
+        ImageError: it cannot be read, or is larger than any disk.
     """
-    used = _content_bytes(tree)
-    # An eighth and 64 MiB more: inodes, journal, and room to live in.
+    content = _content(tree)
+    used = content.stored + content.files * _INODE
+    # An eighth and 64 MiB more: journal, the file system's own tables, and room to live in.
     needed = max(256, (used + used // 8) // MIB + 64)
     if size_mib is not None and size_mib * MIB < used:
         raise UsageError(
@@ -87,78 +103,85 @@ def make_ext4(tree: Path, out: Path, *, size_mib: int | None) -> None:
         )
     size = size_mib or needed
     # -m 1: five per cent kept back for root makes no sense where everyone is root.
-    process.run(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-m", "1", "-d", str(tree), str(out), f"{size}M"], timeout_s=_CONVERT_S
-    )
+    options = ["-q", "-F", "-t", "ext4", "-m", "1", *_inodes(content.files, size * MIB)]
+    process.run(["mke2fs", *options, "-d", str(tree), str(out), f"{size}M"], timeout_s=_CONVERT_S)
 
 
-def unpack(path: Path, tree: Path) -> None:
-    """Unpack a tar into the new directory `tree`; what would lead out of it is refused before anything is written."""
-    with path.open("rb") as stream:
-        zstd = _compression(stream.read(8)) == "zstd"
-    plain = path
-    files.make_dir(tree, mode=0o755)
+def _inodes(files_there: int, size: int) -> list[str]:
+    """Return the option for more inodes than mke2fs would make, where many small files need them."""
+    wanted = files_there + files_there // 4 + 1024
+    small, large = _INODE_RATIOS
+    usual = size // (small if size < 512 * MIB else large)
+    return ["-N", str(wanted)] if wanted > usual else []
+
+
+class Content(Value):
+    """What a tree holds: bytes in blocks (holes are none), and files of any kind."""
+
+    stored: int
+    files: int
+
+
+def _content(tree: Path) -> Content:
+    """Return what lies below `tree`; links are not followed, and a file of several names counts once."""
+    stored = count = size = 0
+    seen: set[tuple[int, int]] = set()
     try:
-        if zstd:
-            plain = tree.with_name("plain.tar")
-            process.run(["zstd", "-q", "-d", "-f", str(path), "-o", str(plain)], timeout_s=_CONVERT_S)
-        _inspect(plain, room=shutil.disk_usage(tree).free)
-        # GNU tar puts off links that lead outside until all is written, and strips leading slashes: without -P nothing
-        # is written through a link that the archive itself made. Devices are made by the guest's kernel, not by us.
-        argv = ["tar", "-xpf", str(plain), "-C", str(tree), "--numeric-owner", "--xattrs", "--xattrs-include=*"]
-        process.run([*argv, "--exclude=./dev/*", "--exclude=dev/*"], timeout_s=_CONVERT_S)
-    finally:
-        if zstd:
-            plain.unlink(missing_ok=True)
-
-
-def _inspect(path: Path, *, room: int) -> None:
-    """Read a tar's list before it is unpacked: it must stay inside, and must fit."""
-    total = entries = 0
-    try:
-        with tarfile.open(path, mode="r|*") as archive:
-            for member in archive:
-                entries += 1
-                total += member.size if member.isreg() else 0
-                _check_member(path, member, entries, total, room)
-    except (tarfile.TarError, EOFError, OSError) as error:
+        for entry in _walk(tree):
+            found = entry.stat(follow_symlinks=False)
+            count += 1
+            if found.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                if (found.st_dev, found.st_ino) in seen:
+                    continue
+                seen.add((found.st_dev, found.st_ino))
+            size += found.st_size
+            stored += -(-_data_bytes(entry, found) // _BLOCK) * _BLOCK
+    except OSError as error:
         raise ImageError(
-            f"The archive {path.name} cannot be read.", details=str(error), resolution="Fetch or make it again."
+            f"{tree} cannot be read.", details=str(error), resolution="Check what it names, then try again."
         ) from error
-    if entries == 0:
+    if size >= LARGEST_BYTES:
         raise ImageError(
-            f"The archive {path.name} is empty.",
-            details="It has no entry.",
-            resolution="Give a tar of a root file system.",
+            f"The content of {tree.name!r} is larger than any disk.",
+            details=f"Its files have {size // MIB} MiB, holes included; the largest disk has {DISK_MIB[1]} MiB.",
+            resolution="Leave out what a root file system does not need.",
         )
+    return Content(stored=stored, files=count)
 
 
-def _check_member(path: Path, member: tarfile.TarInfo, entries: int, total: int, room: int) -> None:
-    problem = ""
-    parts = Path(member.name).parts
-    if ".." in parts or (member.islnk() and ".." in Path(member.linkname).parts):
-        problem = f"The entry {member.name!r} leads out of the archive."
-    elif entries > MOST_ENTRIES:
-        problem = f"It has more than {MOST_ENTRIES} entries."
-    elif total > room:
-        problem = f"Its content has more than the {room // MIB} MiB that are free here."
-    if problem:
-        raise ImageError(
-            f"The archive {path.name} is refused.",
-            details=problem,
-            resolution="Unpack and look at it where it can do no harm, or make room.",
-        )
+def _walk(top: Path) -> Iterator[os.DirEntry[str]]:
+    """Give everything below a directory. Without recursion: a tree can be deeper than Python's stack."""
+    waiting = [str(top)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
 
 
-def _compression(head: bytes) -> str | None:
-    return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
+def _data_bytes(entry: os.DirEntry[str], found: os.stat_result) -> int:
+    """Return the bytes of a file that are no holes; a directory counts as a block."""
+    if entry.is_dir(follow_symlinks=False):
+        return _BLOCK
+    if not entry.is_file(follow_symlinks=False) or found.st_blocks * 512 >= found.st_size:
+        return found.st_size
+    fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return _data_in(fd, found.st_size)
+    finally:
+        os.close(fd)
 
 
-def _content_bytes(tree: Path) -> int:
-    """Return what the files below `tree` take in blocks of 4 KiB, links not followed."""
-    total = 0
-    for directory, names, found in os.walk(tree):
-        total += 4096 * (len(names) + 1)
-        for name in found:
-            total += -(-(Path(directory) / name).lstat().st_size // 4096) * 4096
+def _data_in(fd: int, size: int) -> int:
+    total = end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                break
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        total += end - start
     return total

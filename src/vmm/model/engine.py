@@ -10,6 +10,8 @@ from vmm.model.value import Value
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmm.model.machine import Limits
+
 
 class EngineFeatures(Value):
     """What an engine can do; what it cannot is refused early, by name."""
@@ -33,6 +35,9 @@ class BootPlan(Value):
     `socket` is the engine's API (Firecracker HTTP, qemu QMP); it is also the marker in the process's command line.
     `console` is appended to, never truncated. `log` is the engine's own words, truncated at each start.
     `config` is a file that the engine may write for itself. `host_interface` facts (tap, MAC) come with the lease.
+    `uid` is the user and group id that the engine runs with, 0 for root. `jails` is where jails stand, None for a
+    machine without one. `cgroup` says whether it is put into one of its own, with `limits` (a unit of systemd's has
+    done so already). `socket_group` may use the API too.
     """
 
     name: str
@@ -49,6 +54,11 @@ class BootPlan(Value):
     console: Path
     log: Path
     config: Path
+    uid: int
+    jails: Path | None
+    cgroup: bool
+    limits: Limits
+    socket_group: int | None = None
 
 
 class EngineStatus(StrEnum):

@@ -20,6 +20,11 @@ class Verb(StrEnum):
 LIVE = frozenset({MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED, MachineState.STOPPING})
 
 
+def is_waiting(machine: Machine) -> bool:
+    """Whether the machine has no engine and waits for its restart: it is starting, and no process is at it."""
+    return machine.state is MachineState.STARTING and machine.process is None
+
+
 def is_needed(verb: Verb, state: MachineState) -> bool:
     """Whether the verb has anything to do: starting what runs and stopping what stands are done already."""
     match verb:
@@ -34,12 +39,13 @@ def is_needed(verb: Verb, state: MachineState) -> bool:
 def check_legal(verb: Verb, machine: Machine, *, force: bool = False) -> None:
     """Raise ConflictError when the machine's state forbids the verb; `force` lets delete end a running machine."""
     state, name = machine.state, machine.name
+    live = state in LIVE and not is_waiting(machine)
     match verb:
         case Verb.START if state is MachineState.PAUSED:
             _refuse(name, "cannot be started", state, f"vmm stop {name}, then vmm start {name}")
-        case Verb.DELETE if state in LIVE and not force:
+        case Verb.DELETE if live and not force:
             _refuse(name, "is not deleted", state, f"vmm stop {name} first, or: vmm delete --force {name}")
-        case Verb.SET if state in LIVE:
+        case Verb.SET if live:
             _refuse(name, "cannot be changed", state, f"vmm stop {name}, change it, then vmm start {name}")
         case Verb.SSH if state is not MachineState.RUNNING:
             _refuse(name, "cannot be reached", state, f"vmm start {name}")

@@ -30,10 +30,59 @@ class MachineState(StrEnum):
     FAILED = "failed"
 
 
+class Limits(Value):
+    """What the host lets a machine's engine have; None is no limit.
+
+    `cpus` in whole CPUs (1.5), `memory_mib` in MiB over the guest's own memory, `io_*_bps` in bytes and `io_*_iops` in
+    operations a second on the device that holds the machine's disk.
+    """
+
+    cpus: float | None = None
+    memory_mib: int | None = None
+    pids: int | None = None
+    io_read_bps: int | None = None
+    io_write_bps: int | None = None
+    io_read_iops: int | None = None
+    io_write_iops: int | None = None
+
+
+class RestartPolicy(StrEnum):
+    """What becomes of a machine that ended without anyone's wish.
+
+    A guest's own reboot restarts it under every policy. `on-failure`: after a crash, a kernel's panic, a killed engine.
+    `always`: after the guest's own power-off as well. A machine that was stopped stays stopped.
+    """
+
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+
+
+class Owner(StrEnum):
+    """Who looks after a machine's process: vmm's own supervisor, a unit of systemd's, or a `start --foreground`."""
+
+    SUPERVISOR = "supervisor"
+    UNIT = "unit"
+    FOREGROUND = "foreground"
+
+
+class Supervision(Value):
+    """`restarts` counts those in a row that no one asked for; `due_at` is when the next one is (seconds since 1970)."""
+
+    owner: Owner = Owner.SUPERVISOR
+    restarts: int = 0
+    due_at: int = 0
+
+
+NO_LIMITS = Limits()
+UNATTENDED = Supervision()
+
+
 class MachineSpec(Value):
     """A machine as it was asked for, every default filled in.
 
-    `memory_mib` and `disk_mib` are MiB. `ssh_keys` are public keys in authorized_keys form, added to the managed one.
+    `memory_mib` and `disk_mib` are MiB. `jail`: its engine is confined. `ssh_keys` are public keys in authorized_keys
+    form, added to the managed one.
     `dns` are resolver addresses; empty means the host's own. `user_data` is cloud-init user data (NoCloud), or None.
     """
 
@@ -49,13 +98,16 @@ class MachineSpec(Value):
     ssh_keys: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     user_data: str | None = None
+    jail: bool = True
+    limits: Limits = NO_LIMITS
+    restart: RestartPolicy = RestartPolicy.NO
 
 
 class ProcessIdentity(Value):
     """What tells one process from every other, also after its pid was reused.
 
-    `start_ticks` is field 22 of /proc/PID/stat; `marker` is a string only this process has in its command line
-    (the path of its own API socket).
+    `start_ticks` is field 22 of /proc/PID/stat; `marker` is a string only this process has in its command line: the
+    path of its own API socket, or in a jail, where paths are others, the machine's id.
     """
 
     boot_id: str
@@ -81,6 +133,7 @@ class Machine(Value):
     started_at: str | None = None
     process: ProcessIdentity | None = None
     reason: str | None = None
+    supervision: Supervision = UNATTENDED
 
     @property
     def name(self) -> str:

@@ -95,6 +95,15 @@ def lease_for(address: ipaddress.IPv4Address) -> Lease:
     )
 
 
+def place_in(subnet: Subnet, address: str) -> int:
+    """Return which address of the subnet this is: 0 for the network's own."""
+    return _number(address) - _number(subnet.cidr.partition("/")[0])
+
+
+def _number(address: str) -> int:
+    return int.from_bytes(bytes(map(int, address.split("."))))
+
+
 def free_address(subnet: Subnet, taken: Collection[int]) -> ipaddress.IPv4Address:
     """Return the lowest free host address; `taken` are addresses as integers. ConflictError when there is none."""
     import ipaddress

@@ -1,12 +1,13 @@
 """What the operations act on: one Protocol a room, and `Site`, which holds them all. `vmm.app` fills it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from vmm.model.defaults import Defaults
 from vmm.model.engine import BootPlan, EngineFeatures, EngineStatus
+from vmm.model.event import Event, Happening
 from vmm.model.image import Image, Kernel
 from vmm.model.machine import (
     EngineName,
@@ -14,6 +15,7 @@ from vmm.model.machine import (
     MachineSpec,
     MachineState,
     ProcessIdentity,
+    Supervision,
     UnreadableRecord,
 )
 from vmm.model.network import Lease, PortForward, Subnet
@@ -26,7 +28,7 @@ class Store(Protocol):
     def machines(self) -> Sequence[Machine | UnreadableRecord]: ...
     def machine(self, name: str) -> Machine: ...
     def add(self, spec: MachineSpec, *, subnet: Subnet, id: str, created_at: str) -> Machine: ...  # noqa: A002
-    def replace_spec(self, name: str, spec: MachineSpec) -> None: ...
+    def replace_spec(self, name: str, spec: MachineSpec, *, event: Happening | None = None) -> None: ...
     def record(
         self,
         name: str,
@@ -36,11 +38,22 @@ class Store(Protocol):
         wanted: bool | None = None,
         started_at: str | None = None,
         reason: str | None = None,
+        supervision: Supervision | None = None,
+        event: Happening | None = None,
     ) -> None: ...
-    def remove(self, name: str) -> None: ...
+    def admit(self, name: str, *, process: ProcessIdentity, supervision: Supervision, host_mib: int | None) -> int:
+        """Record that a machine is being started, if its memory fits; return the MiB that the host lacks, else 0."""
+        ...
+
+    def remove(self, name: str, *, event: Happening | None = None) -> None: ...
     def forwards(self, name: str | None = None) -> Sequence[PortForward]: ...
     def add_forward(self, forward: PortForward) -> None: ...
     def remove_forward(self, forward: PortForward) -> None: ...
+    def note_once(self, key: str) -> bool:
+        """Whether this is the first time that `key` is noted on this host."""
+        ...
+
+    def events(self, machine: str | None = None, *, after: int = 0, most: int = 1000) -> Sequence[Event]: ...
     def users_of(self, *, image: str | None = None, kernel: str | None = None) -> Sequence[str]: ...
     def lock(self, name: str, *, timeout_s: float = 60.0) -> AbstractContextManager[None]: ...
 
@@ -48,8 +61,8 @@ class Store(Protocol):
 class Network(Protocol):
     """Bridge, taps and firewall. Idempotent; all raise NetworkError."""
 
-    def attaching(self, lease: Lease, forwards: Sequence[PortForward]) -> AbstractContextManager[None]:
-        """Let a machine onto the bridge; mends bridge and firewall where they are not whole.
+    def attaching(self, lease: Lease, forwards: Sequence[PortForward], *, uid: int = 0) -> AbstractContextManager[None]:
+        """Let a machine onto the bridge, by a tap that only `uid` may open; mends bridge and firewall.
 
         The rules are set beside the block, which prepares whatever else the machine needs; at its end the tap stands.
         """
@@ -65,6 +78,14 @@ class Network(Protocol):
         """Make bridge and firewall whole from the running machines, in one transaction."""
         ...
 
+    def differences(self, attached: Sequence[tuple[Lease, Sequence[PortForward]]]) -> Sequence[str]:
+        """Return what of bridge, firewall and taps is not as these machines need it, a sentence each."""
+        ...
+
+    def remove_tap(self, tap: str) -> bool:
+        """Remove a tap; False when it is not there."""
+        ...
+
     def port_is_bound(self, forward: PortForward) -> bool:
         """Whether a program of the host listens on the forward's address and port."""
         ...
@@ -77,6 +98,18 @@ class Processes(Protocol):
     def wait_gone(self, process: ProcessIdentity, *, timeout_s: float) -> bool: ...
     def kill(self, process: ProcessIdentity) -> None: ...
     def find(self, marker: str) -> ProcessIdentity | None: ...
+    def find_all(self, markers: Collection[str]) -> Mapping[str, ProcessIdentity]:
+        """Return the processes that have one of the markers in their command lines, by it: one walk over all."""
+        ...
+
+    def ran_out_of_memory(self, machine_id: str) -> bool:
+        """Whether the kernel killed a process of this machine's cgroup for want of memory."""
+        ...
+
+    def remove_group(self, machine_id: str) -> None:
+        """Remove the machine's cgroup; none is no error."""
+        ...
+
     def this_process(self) -> ProcessIdentity: ...
 
 
@@ -146,6 +179,14 @@ class MachineFiles(Protocol):
     def log(self, name: str) -> Path: ...
     def socket(self, name: str) -> Path: ...
     def config(self, name: str) -> Path: ...
+    def unlink_socket(self, name: str) -> None:
+        """Remove the socket that an engine which has ended left; none is no error."""
+        ...
+
+    def describe(self, machine: Machine, forwards: Sequence[PortForward]) -> None:
+        """Write down beside the disk what the database knows of the machine, for the day the database is lost."""
+        ...
+
     def remove(self, name: str) -> None:
         """Remove everything that is the machine's on disk; what is gone already is no error. Works on a full disk."""
         ...
@@ -179,6 +220,18 @@ class Engine(Protocol):
         """Ask the guest to shut down (Ctrl-Alt-Del, ACPI). True when the engine took the request."""
         ...
 
+    def markers(self, *, machine_id: str, socket: Path) -> tuple[str, ...]:
+        """Return the arguments of which this machine's engine has one in its command line, and no other process."""
+        ...
+
+    def holes(self) -> tuple[str, ...]:
+        """Return what is published against the engine's program, a sentence each."""
+        ...
+
+    def clean_up(self, machine_id: str, *, jails: Path) -> None:
+        """Remove what an engine that has ended left outside of its machine's directory; none is no error."""
+        ...
+
 
 class WriteInitrd(Protocol):
     """Writes a machine's initrd: the kernel's stage-1 and the machine's own facts."""
@@ -204,6 +257,18 @@ class Guest(Protocol):
         ...
 
 
+class Units(Protocol):
+    """Machines as transient units of this host's systemd."""
+
+    def start(self, machine: Machine, *, overcommit: bool) -> None:
+        """Start the machine in a unit of its own, and return when it runs; raise what kept it from it."""
+        ...
+
+    def stop(self, machine: Machine) -> None:
+        """End the machine's unit; none is no error."""
+        ...
+
+
 class Site(Protocol):
     """One host's vmm: what every operation is given first. Rooms are opened when they are first asked for."""
 
@@ -225,6 +290,33 @@ class Site(Protocol):
     def subnet(self) -> Subnet: ...
     @property
     def defaults(self) -> Defaults: ...
+    @property
+    def units(self) -> Units | None:
+        """systemd, where it looks after machines; None where it is not this host's init, or we stand in its unit."""
+        ...
+
+    @property
+    def jails(self) -> Path: ...
+    @property
+    def socket_group(self) -> int | None:
+        """The group that may use the engines' API, None for root alone."""
+        ...
+
+    def uid_of(self, machine: Machine) -> int:
+        """Return the user and group id of the machine's engine, 0 without a jail; ConflictError for no place."""
+        ...
+
+    def ensure_supervisor(self) -> None:
+        """Have vmm's supervisor there, which looks after the machines that run."""
+        ...
+
+    def sweep(self, machines: Sequence[Machine], live: Sequence[Machine]) -> Sequence[tuple[str, str]]:
+        """Remove what commands and engines that are gone left; return (subject, what) of each."""
+        ...
+
+    def memory_mib(self) -> int:
+        """Return what memory the host has for machines, in MiB."""
+        ...
 
     def engine(self, name: EngineName) -> Engine: ...
 

@@ -6,7 +6,8 @@ The cost of a start or stop so does not grow with the number of machines. What t
 - a machine reaches no other machine: its bridge port is isolated, and what goes round over the gateway is dropped;
 - a machine reaches no port of the host (it may ping it), and no cloud metadata (169.254.0.0/16);
 - a machine sends with its own MAC and address, and nothing but IPv4 and ARP;
-- a forward takes only what is addressed to the host itself: forwarding port 443 leaves the machines' own HTTPS alone.
+- a forward takes only what is addressed to the host itself: forwarding port 443 leaves the machines' own HTTPS alone;
+- a forward is for the world and the host: a machine reaches no other machine's published port.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ delete table ip vmm
 add table bridge vmm
 delete table bridge vmm
 table ip vmm {{
+  set machines {{ type ipv4_addr; }}
   map ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
   map ports_at {{ type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; }}
   chain forwards {{
@@ -53,6 +55,7 @@ table ip vmm {{
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    iifname "{bridge}" ip saddr != @machines drop
     iifname "{bridge}" oifname "{bridge}" drop
     iifname "{bridge}" ip daddr 169.254.0.0/16 drop
     iifname "{bridge}" accept
@@ -62,6 +65,8 @@ table ip vmm {{
   }}
   chain input {{
     type filter hook input priority filter; policy accept;
+    iifname "vmm-*" iifname != "{bridge}" drop
+    iifname "{bridge}" ip saddr != @machines drop
     iifname "{bridge}" ct state established,related accept
     iifname "{bridge}" icmp type echo-request accept
     iifname "{bridge}" drop
@@ -75,6 +80,12 @@ table bridge vmm {{
     ether type ip iifname . ether saddr . ip saddr @senders accept
     iifname . ether saddr . arp saddr ip @senders iifname . arp saddr ether . arp saddr ip @senders accept
     drop
+  }}
+  # Frames for 802.1D's group addresses that a bridge cannot forward (LACP) go to the host past the chain above: as the
+  # tap's own traffic, which no rule for the bridge's would meet, and with their sender learned.
+  chain input {{
+    type filter hook input priority -300; policy accept;
+    iifname "vmm-*" ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop
   }}
 }}
 """
@@ -93,6 +104,28 @@ class Firewall(Value):
         tables = _TABLES.format(bridge=self.bridge, subnet=self.subnet.cidr, out=out)
         elements = [line for lease, forwards in attached for line in _elements("add", lease, forwards)]
         _nft(tables + "\n".join(elements) + "\n")
+
+    def exists(self) -> bool:
+        """Whether a table of ours is there."""
+        return process.run(["nft", "list", "table", "ip", "vmm"], check=False).code == 0
+
+    def differences(self, attached: Iterable[tuple[Lease, Sequence[PortForward]]]) -> list[str]:
+        """Return what of the tables is not as these machines need it, a sentence each."""
+        from vmm.network import inspection
+
+        names = (("ip", "machines"), ("ip", "ports"), ("ip", "ports_at"), ("bridge", "senders"))
+        wanted: inspection.Elements = {name: set() for name in names}
+        for lease, forwards in attached:
+            wanted["ip", "machines"].add((lease.address,))
+            wanted["bridge", "senders"].add((lease.tap, lease.mac, lease.address))
+            for forward in forwards:
+                target = (lease.address, str(forward.guest_port))
+                if forward.host_address == _ANY:
+                    wanted["ip", "ports"].add((forward.protocol.value, str(forward.host_port), *target))
+                else:
+                    key = (forward.protocol.value, forward.host_address, str(forward.host_port))
+                    wanted["ip", "ports_at"].add((*key, *target))
+        return inspection.differences(wanted, _rule_counts())
 
     def begin_admit(self, lease: Lease, forwards: Sequence[PortForward]) -> Callable[[], bool]:
         """Begin to add one machine's elements, and return what waits for the end of it.
@@ -155,9 +188,29 @@ class Firewall(Value):
         return chain, [rule for rule in wanted if not any(set(rule[:2]) <= set(known) for known in present)]
 
 
+def _rule_counts() -> dict[tuple[str, str], int]:
+    """Return how many rules each chain of ours has, by (family, chain): counted in what they are rendered from."""
+    counts: dict[tuple[str, str], int] = {}
+    family = chain = ""
+    for line in _TABLES.splitlines():
+        words = line.split()
+        if words[:1] == ["table"]:
+            family = words[1]
+        elif words[:1] == ["chain"]:
+            chain = words[1]
+            counts[family, chain] = 0
+        elif words == ["}}"]:
+            chain = ""
+        elif chain and words and words[0] != "type":
+            counts[family, chain] += 1
+    return counts
+
+
 def _elements(verb: str, lease: Lease, forwards: Sequence[PortForward]) -> list[str]:
+    # One in each table: nothing is added where one of them is not there.
     sender = f"{verb} element bridge vmm senders {{ {lease.tap} . {lease.mac} . {lease.address} }}"
-    return [sender, *(_forward(verb, lease, forward) for forward in forwards)]
+    machine = f"{verb} element ip vmm machines {{ {lease.address} }}"
+    return [sender, machine, *(_forward(verb, lease, forward) for forward in forwards)]
 
 
 def _forward(verb: str, lease: Lease, forward: PortForward) -> str:

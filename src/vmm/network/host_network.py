@@ -28,7 +28,7 @@ class HostNetwork(Value):
         return Firewall(bridge=self.bridge_name, subnet=self.subnet, host_interface=self.host_interface)
 
     @contextlib.contextmanager
-    def attaching(self, lease: Lease, forwards: Sequence[PortForward]) -> Generator[None]:
+    def attaching(self, lease: Lease, forwards: Sequence[PortForward], *, uid: int = 0) -> Generator[None]:
         self._mend_bridge()
         admitted = self._firewall.begin_admit(lease, forwards)
         try:
@@ -39,7 +39,7 @@ class HostNetwork(Value):
         if not worked:
             self.reconcile([*self.running(), (lease, forwards)])
         # Rules first: a tap never stands on the bridge without what keeps its machine honest.
-        links.make_tap(lease.tap, self.bridge_name)
+        links.make_tap(lease.tap, self.bridge_name, uid=uid)
 
     def detach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
         links.remove_link(lease.tap)
@@ -54,10 +54,39 @@ class HostNetwork(Value):
         self._firewall.close(lease, forward)
 
     def reconcile(self, attached: Attached) -> None:
-        self._mend_bridge()
+        # Whole or not: one that an older vmm made gets what it lacks.
+        links.mend_bridge(self.bridge_name, self.subnet)
         # A machine that is both running and about to be attached would stand in it twice.
-        self._firewall.replace({lease.address: (lease, forwards) for lease, forwards in attached}.values())
+        wanted = _by_address(attached)
+        while True:
+            self._firewall.replace(wanted.values())
+            # Another command's machine or forward may have come into the tables just before they were replaced. It was
+            # recorded before that, so it is known by now; what is recorded later comes into the tables that stand.
+            known = _by_address(self.running())
+            if known.items() <= wanted.items():
+                break
+            wanted |= known
         self._firewall.accept_where_others_drop()
+
+    def differences(self, attached: Attached) -> list[str]:
+        """Return what of bridge, firewall and taps is not as these machines need it, a sentence each."""
+        if not attached and not links.taps() and not self._firewall.exists():
+            # Nothing runs, and nothing was ever set up: the first start does.
+            return []
+        found: list[str] = []
+        if not links.bridge_is_whole(self.bridge_name, self.subnet):
+            found.append(f"the bridge {self.bridge_name} was gone, down, or without its address")
+        found += self._firewall.differences(attached)
+        there = set(links.taps())
+        found += [f"the tap {lease.tap} is gone" for lease, _ in attached if lease.tap not in there]
+        return found
+
+    def remove_tap(self, tap: str) -> bool:
+        """Remove a tap; False when it is not there."""
+        if tap not in links.taps():
+            return False
+        links.remove_link(tap)
+        return True
 
     def port_is_bound(self, forward: PortForward) -> bool:
         kind = socket.SOCK_STREAM if forward.protocol is Protocol.TCP else socket.SOCK_DGRAM
@@ -92,3 +121,7 @@ class HostNetwork(Value):
         if not links.bridge_is_whole(self.bridge_name, self.subnet):
             links.mend_bridge(self.bridge_name, self.subnet)
             self._firewall.accept_where_others_drop()
+
+
+def _by_address(attached: Attached) -> dict[str, tuple[Lease, tuple[PortForward, ...]]]:
+    return {lease.address: (lease, tuple(forwards)) for lease, forwards in attached}

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network
 
 # linux/if_tun.h and linux/sockios.h
-_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _SIOCGIFFLAGS, _SIOCGIFADDR = 0x8913, 0x8915
 _IFF_UP = 0x1
 _ROUTES = Path("/proc/net/route")
 _SYSCTL = Path("/proc/sys/net/ipv4")
+_SYSCTL_6 = Path("/proc/sys/net/ipv6/conf")
 
 
 def bridge_is_whole(name: str, subnet: Subnet) -> bool:
@@ -58,6 +59,8 @@ def mend_bridge(name: str, subnet: Subnet) -> None:
             # Someone removed it under running machines: they get their cable back.
             for tap in taps():
                 netlink.join_bridge(tap, name)
+        _without_ipv6(name)
+        netlink.bridge_group_frames(name)
         netlink.set_up(name)
         netlink.add_address(name, subnet.gateway, subnet.prefix_length, str(subnet.network.broadcast_address))
         (_SYSCTL / "ip_forward").write_text("1", encoding="ascii")
@@ -67,8 +70,8 @@ def mend_bridge(name: str, subnet: Subnet) -> None:
         raise netlink.told(error, f"The bridge {name} cannot be made.") from error
 
 
-def make_tap(tap: str, bridge: str) -> None:
-    """Make a tap that stays, and put it on the bridge, isolated from the other ports.
+def make_tap(tap: str, bridge: str, *, uid: int) -> None:
+    """Make a tap that stays, and put it on the bridge, isolated from the other ports. Only root and `uid` may open it.
 
     Raises:
         NetworkError: there is no /dev/net/tun, the tap is in use, or the kernel refuses.
@@ -79,9 +82,12 @@ def make_tap(tap: str, bridge: str) -> None:
             # Both engines open it with these flags; a tap with others would be refused to them.
             request = struct.pack("=16sH22x", tap.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
             fcntl.ioctl(fd, _TUNSETIFF, request)
+            # Without an owner, any user of the host may attach to a tap that no one has open.
+            fcntl.ioctl(fd, _TUNSETOWNER, uid)
             fcntl.ioctl(fd, _TUNSETPERSIST, 1)
         finally:
             os.close(fd)
+        _without_ipv6(tap)
         netlink.join_bridge(tap, bridge)
     except OSError as error:
         if error.errno == errno.EBUSY:
@@ -106,6 +112,13 @@ def taps() -> list[str]:
     return [name for _, name in socket.if_nameindex() if name.startswith("vmm-") and _is_tap_name(name)]
 
 
+def _without_ipv6(name: str) -> None:
+    """Keep the host from speaking IPv6 on a link: machines have none, and so even without a firewall it hears none."""
+    # A kernel without IPv6 has nothing to switch off.
+    with contextlib.suppress(FileNotFoundError):
+        (_SYSCTL_6 / name / "disable_ipv6").write_text("1", encoding="ascii")
+
+
 def _is_tap_name(name: str) -> bool:
     suffix = name.removeprefix("vmm-")
     return len(suffix) == 8 and all(letter in "0123456789abcdef" for letter in suffix)
@@ -127,9 +140,10 @@ def _refuse_clash(name: str, network: IPv4Network) -> None:
         fields = line.split()
         address = IPv4Address(socket.ntohl(int(fields[1], 16)))
         mask = IPv4Address(socket.ntohl(int(fields[7], 16)))
-        if fields[0] == name or int(mask) == 0:
-            continue
         other = IPv4Network(f"{address}/{mask}")
+        # A VPN that takes everything often writes its default route as two halves.
+        if fields[0] == name or other.prefixlen <= 1:
+            continue
         if other.overlaps(network):
             raise NetworkError(
                 f"The machines' subnet {network} is in use on this host.",

@@ -22,7 +22,10 @@ _REQUEST, _ACK, _REPLACE, _EXCL, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _ERROR = 2
 _NESTED = 0x8000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 10, 12, 18
-_IFLA_INFO_KIND = 1
+_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_BR_GROUP_FWD_MASK = 9
+# All of 802.1D's group addresses but the first three, which the kernel does not let go (BR_GROUPFWD_RESTRICTED).
+_GROUP_FRAMES = 0xFFF8
 _IFLA_BRPORT_ISOLATED = 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFF_UP = 1
@@ -34,6 +37,16 @@ def make_bridge(name: str, mac: bytes) -> None:
     info = _attribute(_IFLA_LINKINFO | _NESTED, _attribute(_IFLA_INFO_KIND, b"bridge"))
     body = _link(0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0") + _attribute(_IFLA_ADDRESS, mac) + info
     _send([(_NEWLINK, _CREATE | _EXCL, body)])
+
+
+def bridge_group_frames(name: str) -> None:
+    """Let a bridge treat frames for 802.1D's group addresses as it treats all others.
+
+    By itself it hands some of them (LLDP) to the host past every hook of its firewall, and learns their sender's MAC.
+    """
+    mask = _attribute(_IFLA_INFO_DATA | _NESTED, _attribute(_IFLA_BR_GROUP_FWD_MASK, struct.pack("=H", _GROUP_FRAMES)))
+    info = _attribute(_IFLA_LINKINFO | _NESTED, _attribute(_IFLA_INFO_KIND, b"bridge") + mask)
+    _send([(_NEWLINK, 0, _link(index_of(name)) + info)])
 
 
 def add_address(name: str, address: str, prefix_length: int, broadcast: str) -> None:

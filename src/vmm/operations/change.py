@@ -5,7 +5,9 @@ from __future__ import annotations
 from vmm import TYPE_CHECKING
 from vmm.errors import UsageError
 from vmm.model import names, sizes
+from vmm.model.event import EventKind, Happening
 from vmm.model.lifecycle import Verb, check_legal
+from vmm.model.limits import checked_limits
 from vmm.model.network import checked_resolver
 from vmm.model.value import Value, replace
 from vmm.operations.observe import observed
@@ -13,12 +15,15 @@ from vmm.operations.observe import observed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmm.model.machine import Machine, MachineSpec
+    from vmm.model.machine import Machine, MachineSpec, RestartPolicy
     from vmm.model.site import Site
 
 
 class Changes(Value):
-    """What to change; None leaves it. A label's value None removes the label. Sizes in MiB."""
+    """What to change; None leaves it. A label's value None removes the label. Sizes in MiB.
+
+    `limits` are fields of `Limits`; one that is None is taken off.
+    """
 
     cpus: int | None = None
     memory_mib: int | None = None
@@ -27,6 +32,9 @@ class Changes(Value):
     auto_start: bool | None = None
     labels: Mapping[str, str | None] | None = None
     dns: tuple[str, ...] | None = None
+    jail: bool | None = None
+    limits: Mapping[str, float | int | None] | None = None
+    restart: RestartPolicy | None = None
 
 
 def change(site: Site, name: str, changes: Changes) -> Machine:
@@ -43,12 +51,15 @@ def change(site: Site, name: str, changes: Changes) -> Machine:
         spec = _changed(site, machine.spec, changes)
         if spec.disk_mib != machine.spec.disk_mib:
             site.files.grow(name, spec.disk_mib)
-        site.store.replace_spec(name, spec)
-        return site.store.machine(name)
+        detail = ", ".join(key for key, value in spec.__dict__.items() if value != getattr(machine.spec, key))
+        site.store.replace_spec(name, spec, event=Happening(kind=EventKind.CHANGED, detail=detail))
+        changed = site.store.machine(name)
+        site.files.describe(changed, site.store.forwards(name))
+        return changed
 
 
 def _harmless(changes: Changes) -> bool:
-    return replace(changes, auto_start=None, labels=None) == Changes()
+    return replace(changes, auto_start=None, labels=None, restart=None) == Changes()
 
 
 def _changed(site: Site, spec: MachineSpec, changes: Changes) -> MachineSpec:
@@ -66,8 +77,19 @@ def _changed(site: Site, spec: MachineSpec, changes: Changes) -> MachineSpec:
     if changes.labels is not None:
         merged = {**spec.labels, **changes.labels}
         spec = replace(spec, labels={key: value for key, value in merged.items() if value is not None})
+    spec = _changed_confinement(spec, changes)
     if changes.dns is not None:
         spec = replace(spec, dns=tuple(checked_resolver(server) for server in changes.dns))
+    return spec
+
+
+def _changed_confinement(spec: MachineSpec, changes: Changes) -> MachineSpec:
+    if changes.jail is not None:
+        spec = replace(spec, jail=changes.jail)
+    if changes.limits is not None:
+        spec = replace(spec, limits=checked_limits(replace(spec.limits, **changes.limits)))
+    if changes.restart is not None:
+        spec = replace(spec, restart=changes.restart)
     return spec
 
 

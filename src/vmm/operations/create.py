@@ -10,7 +10,8 @@ from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, UsageError
 from vmm.model import names, sizes
 from vmm.model.clock import now
-from vmm.model.machine import Machine, MachineSpec, MachineState
+from vmm.model.limits import checked_limits
+from vmm.model.machine import NO_LIMITS, Limits, Machine, MachineSpec, MachineState, RestartPolicy
 from vmm.model.network import checked_resolver
 from vmm.model.value import Value
 
@@ -42,6 +43,9 @@ class CreateRequest(Value):
     ssh_keys: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     user_data: str | None = None
+    jail: bool = True
+    limits: Limits = NO_LIMITS
+    restart: RestartPolicy = RestartPolicy.NO
 
 
 def create(site: Site, request: CreateRequest) -> Machine:
@@ -62,6 +66,8 @@ def create(site: Site, request: CreateRequest) -> Machine:
         _make_way(site, spec.name)
         machine = site.store.add(spec, subnet=site.subnet, id=os.urandom(16).hex(), created_at=now())
         try:
+            # Before anything is made: a machine that the range of user ids has no place for is refused.
+            site.uid_of(machine)
             site.files.make(machine, image)
         except BaseException:
             undo(site, spec.name)
@@ -94,6 +100,9 @@ def _spec(site: Site, request: CreateRequest) -> MachineSpec:
         ssh_keys=tuple(dict.fromkeys(request.ssh_keys)),
         dns=tuple(checked_resolver(server) for server in (request.dns or defaults.dns)),
         user_data=request.user_data,
+        jail=request.jail,
+        limits=checked_limits(request.limits),
+        restart=request.restart,
     )
 
 

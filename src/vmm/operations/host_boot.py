@@ -6,7 +6,7 @@ from vmm import TYPE_CHECKING
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import Machine, UnreadableRecord
 from vmm.operations.observe import observed
-from vmm.operations.start import Wait, start
+from vmm.operations.start import Mode, start
 from vmm.operations.stop import STOP_TIMEOUT_S, stop
 from vmm.operations.together import each
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def autostart(site: Site) -> tuple[Outcome, ...]:
     """Start every machine that is to start by itself and was running when its host went down."""
     names = [m.name for m in _machines(site) if m.spec.auto_start and m.wanted and observed(site, m).state not in LIVE]
-    return each(names, lambda name: start(site, name, wait=Wait.RUNNING), workers=4) if names else ()
+    return each(names, lambda name: start(site, name, Mode(overcommit=True)), workers=4) if names else ()
 
 
 def autostop(site: Site, *, timeout_s: float = STOP_TIMEOUT_S) -> tuple[Outcome, ...]:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from vmm import TYPE_CHECKING
-from vmm.model.lifecycle import LIVE
+from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import Machine, MachineState, MachineView, UnreadableRecord
-from vmm.model.value import replace
+from vmm.model.value import Value, replace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vmm.model.event import EventKind
+    from vmm.model.machine import ProcessIdentity
     from vmm.model.network import PortForward
     from vmm.model.site import Site
 
 # What kernels print, at a level that `loglevel=1` lets through, as the last thing of a shutdown (kernel/reboot.c).
 _POWERED_OFF = ("reboot: Power down", "reboot: System halted")
-_REBOOTED = ("reboot: Restarting system",)
+_REBOOTED = ("reboot: Restarting system", "reboot: machine restart")
 _PANIC = "Kernel panic"
+
+
+class End(Value):
+    """How an engine that is gone came to its end."""
+
+    state: MachineState
+    reason: str
+    kind: EventKind
 
 
 def observed(site: Site, machine: Machine) -> Machine:
     """Return the machine with the state that the host shows, and the reason where it differs from what was recorded."""
-    if machine.state not in LIVE:
+    if machine.state not in LIVE or is_waiting(machine):
         return machine
     if machine.process is not None and site.processes.is_alive(machine.process):
         # Its engine is there: whether the command that started it lived to say so makes no difference to its user.
@@ -29,11 +39,18 @@ def observed(site: Site, machine: Machine) -> Machine:
         return replace(machine, state=MachineState.RUNNING) if begun else machine
     if machine.state is MachineState.STARTING:
         # The command that started it may have died between starting the engine and recording it.
-        engine = site.processes.find(str(site.files.socket(machine.name)))
+        engine = find_engine(site, machine)
         if engine is not None:
             return replace(machine, state=MachineState.RUNNING, process=engine)
-    state, reason = _how_it_ended(site, machine)
-    return replace(machine, state=state, reason=reason, process=None)
+    end = how_it_ended(site, machine)
+    return replace(machine, state=end.state, reason=end.reason, process=None)
+
+
+def find_engine(site: Site, machine: Machine) -> ProcessIdentity | None:
+    """Return the process that runs this machine, whatever is recorded of it; None where there is none."""
+    engine = site.engine(machine.spec.engine)
+    markers = engine.markers(machine_id=machine.id, socket=site.files.socket(machine.name))
+    return next(filter(None, (site.processes.find(marker) for marker in markers)), None)
 
 
 def view(site: Site, name: str) -> MachineView:
@@ -66,20 +83,34 @@ def guest_is_down(words: str) -> bool:
     return any(line in words for line in (*_POWERED_OFF, *_REBOOTED))
 
 
-def _how_it_ended(site: Site, machine: Machine) -> tuple[MachineState, str]:
+def guest_is_off(words: str) -> bool:
+    """Whether the last line of a console is what a kernel says when it has powered off, and nothing behind it."""
+    last = words.strip().rpartition("\n")[2]
+    return any(last.endswith(line) for line in _POWERED_OFF)
+
+
+def how_it_ended(site: Site, machine: Machine) -> End:
+    """Return how a machine came to have no engine, from its console, its log and the kernel's own count."""
+    from vmm.model.event import EventKind
+
+    def failed(reason: str) -> End:
+        return End(state=MachineState.FAILED, reason=reason, kind=EventKind.FAILED)
+
     if machine.process is None or not machine.process.marker:
-        return MachineState.FAILED, f"the vmm command that was {machine.state} it was ended before it was done"
+        return failed(f"the vmm command that was {machine.state} it was ended before it was done")
     words = site.files.last_words(machine.name)
     panic = next((line.strip() for line in words.splitlines() if _PANIC in line), None)
     if panic is not None:
-        return MachineState.FAILED, f"the guest's kernel panicked: {panic}"
+        return failed(f"the guest's kernel panicked: {panic}")
     if any(line in words for line in _POWERED_OFF):
-        return MachineState.STOPPED, "the guest powered off"
+        return End(state=MachineState.STOPPED, reason="the guest powered off", kind=EventKind.ENDED)
     if any(line in words for line in _REBOOTED):
-        return MachineState.STOPPED, "the guest rebooted, which ends its engine"
+        return End(state=MachineState.STOPPED, reason="the guest rebooted", kind=EventKind.REBOOTED)
+    if site.processes.ran_out_of_memory(machine.id):
+        return failed("its engine was killed: it wanted more memory than --memory-limit leaves it")
     last = site.files.engine_words(machine.name).strip().rpartition("\n")[2]
     gone = f"its engine (pid {machine.process.pid}) is gone: killed, crashed, or the host was restarted"
-    return MachineState.FAILED, f"{gone}; its last words: {last}" if last else gone
+    return failed(f"{gone}; its last words: {last}" if last else gone)
 
 
 def _has_labels(machine: Machine, wanted: Mapping[str, str | None]) -> bool:

@@ -7,14 +7,24 @@ import time
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
-from vmm.errors import EngineError, NetworkError, StateError, VmmError
+from vmm.errors import ConflictError, EngineError, NetworkError, StateError, VmmError
 from vmm.model.clock import now
 from vmm.model.command_line import command_line
 from vmm.model.engine import BootPlan, Disk
-from vmm.model.lifecycle import Verb, check_legal, is_needed
-from vmm.model.machine import Machine, MachineState, ProcessIdentity
+from vmm.model.event import EventKind, Happening
+from vmm.model.lifecycle import LIVE, Verb, check_legal, is_needed, is_waiting
+from vmm.model.machine import (
+    NO_LIMITS,
+    Machine,
+    MachineState,
+    Owner,
+    ProcessIdentity,
+    Supervision,
+    UnreadableRecord,
+)
 from vmm.model.value import Value
-from vmm.operations.observe import observed
+from vmm.operations.clear import clear_away
+from vmm.operations.observe import find_engine, observed
 
 if TYPE_CHECKING:
     from vmm.model.site import Site
@@ -33,33 +43,67 @@ class Wait(StrEnum):
     NONE = "none"
 
 
+class Mode(Value):
+    """How a machine is to be started. `owner`: who looks after its process; None lets the host decide.
+
+    `overcommit`: whether it may have memory that the host does not have. `again`: it is a restart that no one asked
+    for, and comes to nothing when the machine no longer waits for one.
+    """
+
+    wait: Wait = Wait.RUNNING
+    timeout_s: float | None = None
+    owner: Owner | None = None
+    overcommit: bool = False
+    again: bool = False
+
+
 class Started(Value):
-    """A started machine. `already` when it ran before; `seconds` from the call until what was waited for."""
+    """A started machine. `already` when it ran before; `seconds` from the call until what was waited for.
+
+    `warnings` are what its user should know of how it runs.
+    """
 
     machine: Machine
     already: bool
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
-def start(site: Site, name: str, *, wait: Wait = Wait.RUNNING, timeout_s: float | None = None) -> Started:
+DEFAULT = Mode()
+
+
+def start(site: Site, name: str, mode: Mode = DEFAULT) -> Started:
     """Start a machine and wait as asked. Starting one that runs is no error.
 
     Raises:
+        ConflictError: it may not be started now, or the host has not the memory.
         EngineError: the engine did not come up; the machine is then failed, and nothing of the attempt is left.
         GuestError: the engine runs, but the guest's ssh did not answer within `timeout_s`; it goes on running.
     """
     began = time.monotonic()
+    units = site.units if mode.owner is None else None
     with site.store.lock(name):
         machine = observed(site, site.store.machine(name))
         check_legal(Verb.START, machine)
+        if mode.again and not is_waiting(machine):
+            raise ConflictError(
+                f"The machine {name!r} does not wait for a restart.",
+                details=f"It is {machine.state}.",
+                resolution=f"vmm start {name}",
+            )
         already = not is_needed(Verb.START, machine.state) or _adopt(machine)
-        if not already:
-            machine = _boot(site, machine, wait=wait, timeout_s=timeout_s)
-        elif machine.process is not None:
+        if already and machine.process is not None:
             site.store.record(name, MachineState.RUNNING, process=machine.process, wanted=True)
-    if wait is Wait.SSH:
-        await_ssh(site, machine, timeout_s=timeout_s or SSH_TIMEOUT_S)
-    return Started(machine=machine, already=already, seconds=time.monotonic() - began)
+        elif units is None:
+            machine = _boot(site, machine, mode)
+    if units is not None and not already:
+        units.start(machine, overcommit=mode.overcommit)
+        machine = observed(site, site.store.machine(name))
+    site.ensure_supervisor()
+    if mode.wait is Wait.SSH:
+        await_ssh(site, machine, timeout_s=mode.timeout_s or SSH_TIMEOUT_S)
+    warnings = () if already else _warnings(site, machine)
+    return Started(machine=machine, already=already, seconds=time.monotonic() - began, warnings=warnings)
 
 
 def await_ssh(site: Site, machine: Machine, *, timeout_s: float) -> float:
@@ -76,35 +120,66 @@ def _adopt(machine: Machine) -> bool:
     return machine.state is MachineState.STOPPING and machine.process is not None
 
 
-def _boot(site: Site, machine: Machine, *, wait: Wait, timeout_s: float | None) -> Machine:
+def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
     name = machine.name
+    restarts = machine.supervision.restarts if mode.again else 0
+    supervision = Supervision(owner=mode.owner or Owner.SUPERVISOR, restarts=restarts)
     # What will outlive this process is recorded before it is made: from here on the row says that we are at it.
-    site.store.record(name, MachineState.STARTING, process=site.processes.this_process(), wanted=True)
+    _admit(site, machine, supervision, overcommit=mode.overcommit or mode.again)
     process: ProcessIdentity | None = None
     try:
-        with site.network.attaching(machine.lease, site.store.forwards(name)):
+        with site.network.attaching(machine.lease, site.store.forwards(name), uid=site.uid_of(machine)):
             engine = site.engine(machine.spec.engine)
-            plan = _plan(site, machine)
+            plan = _plan(site, machine, supervision.owner)
             started_at = now()
             site.files.mark_boot(name, at=started_at)
         process = engine.spawn(plan)
         site.store.record(name, MachineState.STARTING, process=process, started_at=started_at)
-        if wait is not Wait.NONE:
-            engine.await_running(plan, process, timeout_s=min(timeout_s or ENGINE_TIMEOUT_S, ENGINE_TIMEOUT_S))
-        _record_running(site, name, process, started_at)
+        if mode.wait is not Wait.NONE:
+            limit = min(mode.timeout_s or ENGINE_TIMEOUT_S, ENGINE_TIMEOUT_S)
+            engine.await_running(plan, process, timeout_s=limit)
+        _record_running(site, machine, process, started_at, restarts=restarts)
     except BaseException as error:
         _undo(site, machine, process, error)
         raise
     return site.store.machine(name)
 
 
-def _record_running(site: Site, name: str, process: ProcessIdentity, started_at: str) -> None:
+def _admit(site: Site, machine: Machine, supervision: Supervision, *, overcommit: bool) -> None:
+    """Record that the machine is being started; ConflictError when the host has not the memory for it."""
+    me = site.processes.this_process()
+    total = None if overcommit else site.memory_mib()
+    name, wish = machine.name, machine.spec.memory_mib
+    if site.store.admit(name, process=me, supervision=supervision, host_mib=total) == 0 or total is None:
+        return
+    # Records of machines whose engines are gone, with nobody having noticed yet, do not count.
+    used = 0
+    for record in site.store.machines():
+        if not isinstance(record, UnreadableRecord) and record.name != name and observed(site, record).state in LIVE:
+            used += record.spec.memory_mib
+    if used + wish > total:
+        raise ConflictError(
+            f"The host has not the memory for the machine {name!r}.",
+            details=f"It wants {wish} MiB; those that run have {used} of the host's {total} MiB.",
+            resolution=f"Stop another, give it less (vmm set {name} --memory), or start it all the same: --overcommit",
+        )
+    site.store.admit(name, process=me, supervision=supervision, host_mib=None)
+
+
+def _record_running(site: Site, machine: Machine, process: ProcessIdentity, started_at: str, *, restarts: int) -> None:
     """Record the running machine. A write that fails never kills it: the next command finds engine and row again."""
+    how = f"{machine.spec.engine.value}, pid {process.pid}" + (f", restart {restarts}" if restarts else "")
     with contextlib.suppress(StateError):
-        site.store.record(name, MachineState.RUNNING, process=process, started_at=started_at)
+        site.store.record(
+            machine.name,
+            MachineState.RUNNING,
+            process=process,
+            started_at=started_at,
+            event=Happening(kind=EventKind.STARTED, detail=how),
+        )
 
 
-def _plan(site: Site, machine: Machine) -> BootPlan:
+def _plan(site: Site, machine: Machine, owner: Owner) -> BootPlan:
     spec, files, name = machine.spec, site.files, machine.name
     kernel = site.kernels.get(spec.kernel)
     if not files.is_made(name):
@@ -128,6 +203,13 @@ def _plan(site: Site, machine: Machine) -> BootPlan:
         console=files.console(name),
         log=files.log(name),
         config=files.config(name),
+        uid=site.uid_of(machine),
+        jails=site.jails if spec.jail else None,
+        # A supervisor that is not vmm's ends what it owns by its own cgroup: the engine stays in it, unless a limit
+        # was asked for. A unit of systemd's has its limits already.
+        cgroup=owner is Owner.SUPERVISOR or (owner is Owner.FOREGROUND and spec.limits != NO_LIMITS),
+        limits=spec.limits,
+        socket_group=site.socket_group,
     )
 
 
@@ -142,17 +224,34 @@ def _remake(site: Site, machine: Machine) -> None:
     site.files.make(machine, site.images.get(machine.spec.image))
 
 
+def _warnings(site: Site, machine: Machine) -> tuple[str, ...]:
+    """Return what the machine's user should know; what is published against the engine is said once a host."""
+    said: list[str] = []
+    if not machine.spec.jail:
+        said.append(
+            f"{machine.name} runs WITHOUT A JAIL (--no-jail): whoever breaks out of its engine is root on this host."
+            f" Confine it: vmm set {machine.name} --jail"
+        )
+    for hole in site.engine(machine.spec.engine).holes():
+        with contextlib.suppress(StateError):
+            if site.store.note_once(f"warned: {hole}"):
+                said.append(f"{hole} Get a newer release: sudo vmm setup --force (vmm doctor keeps naming it).")
+    return tuple(said)
+
+
 def _undo(site: Site, machine: Machine, process: ProcessIdentity | None, error: BaseException) -> None:
     """Leave nothing of a start that failed or was interrupted; its own error is the one to be seen."""
     name = machine.name
-    process = process or site.processes.find(str(site.files.socket(name)))
+    process = process or find_engine(site, machine)
     if process is not None:
         site.processes.kill(process)
         site.processes.wait_gone(process, timeout_s=5.0)
     with contextlib.suppress(NetworkError):
         site.network.detach(machine.lease, site.store.forwards(name))
+    clear_away(site, machine)
     failed = isinstance(error, VmmError)
     state = MachineState.FAILED if failed else MachineState.STOPPED
     reason = f"{error.brief} {error.details}" if isinstance(error, VmmError) else "its start was interrupted"
+    event = Happening(kind=EventKind.FAILED if failed else EventKind.STOPPED, detail=reason)
     with contextlib.suppress(StateError):
-        site.store.record(name, state, process=None, wanted=machine.wanted, reason=reason[:2000])
+        site.store.record(name, state, process=None, wanted=machine.wanted, reason=reason[:2000], event=event)

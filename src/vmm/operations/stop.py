@@ -7,10 +7,12 @@ import time
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
-from vmm.errors import EngineError, NotFoundError, StateError
-from vmm.model.lifecycle import Verb, check_legal, is_needed
-from vmm.model.machine import Machine, MachineState, ProcessIdentity
+from vmm.errors import EngineError, StateError, VmmError
+from vmm.model.event import EventKind, Happening
+from vmm.model.lifecycle import Verb, check_legal, is_needed, is_waiting
+from vmm.model.machine import Machine, MachineState, Owner, ProcessIdentity
 from vmm.model.value import Value
+from vmm.operations.clear import clear_away, release
 from vmm.operations.observe import guest_is_down, observed
 
 if TYPE_CHECKING:
@@ -53,14 +55,12 @@ def stop(
         machine = observed(site, site.store.machine(name))
         wanted = machine.wanted if keep_wanted else False
         method = StopMethod.ALREADY
-        if is_needed(Verb.STOP, machine.state):
+        if is_needed(Verb.STOP, machine.state) and not is_waiting(machine):
             method = _bring_down(site, machine, timeout_s=0.0 if force else timeout_s, wanted=wanted)
         release(site, machine)
-        # A machine that failed stays failed, with its reason, until it is started again.
-        failed = machine.state is MachineState.FAILED
-        state = machine.state if method is StopMethod.ALREADY else MachineState.STOPPED
-        reason = machine.reason if failed else None
-        site.store.record(name, state, process=None, wanted=wanted, reason=reason)
+        clear_away(site, machine)
+        _record_stopped(site, machine, method, wanted=wanted)
+        _end_unit(site, machine)
         return Stopped(machine=site.store.machine(name), method=method, seconds=time.monotonic() - began)
 
 
@@ -76,16 +76,30 @@ def delete(site: Site, name: str, *, force: bool = False) -> Deleted:
         if machine.process is not None and machine.process.marker:
             _kill(site, machine.process)
         release(site, machine)
+        clear_away(site, machine)
         # Files first: that frees the room which removing the row may need; a row without files is deleted next time.
         site.files.remove(name)
-        site.store.remove(name)
+        site.store.remove(name, event=Happening(kind=EventKind.DELETED))
+        _end_unit(site, machine)
     return Deleted(name=name)
 
 
-def release(site: Site, machine: Machine) -> None:
-    """Take back what a running machine has of the host's network; what is gone already is no error."""
-    with contextlib.suppress(NotFoundError):
-        site.network.detach(machine.lease, site.store.forwards(machine.name))
+def _record_stopped(site: Site, machine: Machine, method: StopMethod, *, wanted: bool) -> None:
+    # A machine that failed stays failed, with its reason, until it is started again.
+    failed = machine.state is MachineState.FAILED and method is StopMethod.ALREADY
+    already = method is StopMethod.ALREADY and not is_waiting(machine)
+    state = machine.state if already else MachineState.STOPPED
+    event = None if already else Happening(kind=EventKind.STOPPED, detail=method.value)
+    site.store.record(
+        machine.name, state, process=None, wanted=wanted, reason=machine.reason if failed else None, event=event
+    )
+
+
+def _end_unit(site: Site, machine: Machine) -> None:
+    """Let systemd forget a machine's unit; that it does not must not keep a machine from being stopped."""
+    if machine.supervision.owner is Owner.UNIT and site.units is not None:
+        with contextlib.suppress(VmmError):
+            site.units.stop(machine)
 
 
 def _bring_down(site: Site, machine: Machine, *, timeout_s: float, wanted: bool) -> StopMethod:

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from vmm.config import Paths
     from vmm.model.image import Image, Kernel
     from vmm.model.machine import Machine
+    from vmm.model.network import PortForward
     from vmm.model.site import WriteInitrd
 
-# The console of a machine is trimmed to this at each start; the newest is kept.
-CONSOLE_BYTES = 16 * 1024 * 1024
+# A console is turned over at this size: what was written is kept as NAME.console.1, so 16 MiB a machine at most.
+CONSOLE_BYTES = 8 * 1024 * 1024
+# An engine's log is for what went wrong; one that grows without end is cut to its newest part.
+LOG_BYTES = 1024 * 1024
 _WORDS_BYTES = 4096
 _LOG_WORDS_BYTES = 2048
 _BOOT_MARK = "\n=== vmm: {name} boots at {at} ===\n"
@@ -48,6 +51,7 @@ class MachineDirectories(Value):
             user_data = directory / "user-data"
             files.write_atomic(user_data, machine.spec.user_data, mode=0o600)
             self.make_seed(machine, user_data, directory / "cidata.iso")
+        self.describe(machine, ())
         key = _Errand(lambda: self._host_key(machine))
         if machine.spec.disk_mib > image.size_mib:
             (directory / "grow").touch(mode=0o600)
@@ -101,12 +105,10 @@ class MachineDirectories(Value):
         return out
 
     def mark_boot(self, name: str, *, at: str) -> None:
-        """Mark the boot in the console log, and trim the log to its newest CONSOLE_BYTES."""
+        """Mark the boot in the console log."""
         console = self.console(name)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                if console.stat().st_size > CONSOLE_BYTES:
-                    files.write_atomic(console, _tail(console, CONSOLE_BYTES // 2), mode=0o600, durable=False)
+            self.trim(name)
             fd = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.write(fd, _BOOT_MARK.format(name=name, at=at).encode())
@@ -119,6 +121,15 @@ class MachineDirectories(Value):
                 resolution="Check the file system it lies on: df -h",
             ) from error
 
+    def trim(self, name: str) -> None:
+        """Keep console and log within their bounds, the newest of them; the engine goes on writing meanwhile."""
+        console = self.console(name)
+        if _size(console) > CONSOLE_BYTES:
+            turn_over(console, self.older_console(name))
+        log = self.log(name)
+        if _size(log) > LOG_BYTES:
+            turn_over(log, None)
+
     def seed_disk(self, machine: Machine) -> Path | None:
         seed = self._directory(machine.name) / "cidata.iso"
         return seed if seed.exists() else None
@@ -126,6 +137,8 @@ class MachineDirectories(Value):
     def last_words(self, name: str) -> str:
         words = _tail_or_nothing(self.console(name), _WORDS_BYTES)
         mark = _BOOT_MARK.partition("{at}")[0].format(name=name)
+        if mark not in words and len(words) < _WORDS_BYTES:
+            words = _tail_or_nothing(self.older_console(name), _WORDS_BYTES) + words
         return words.rpartition(mark)[2]
 
     def engine_words(self, name: str) -> str:
@@ -136,6 +149,9 @@ class MachineDirectories(Value):
 
     def console(self, name: str) -> Path:
         return files.confined(self.paths.logs, f"{name}.console")
+
+    def older_console(self, name: str) -> Path:
+        return files.confined(self.paths.logs, f"{name}.console.1")
 
     def log(self, name: str) -> Path:
         return files.confined(self.paths.logs, f"{name}.log")
@@ -149,9 +165,22 @@ class MachineDirectories(Value):
     def known_hosts(self, name: str) -> Path:
         return self._directory(name) / "known_hosts"
 
+    def unlink_socket(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            self.socket(name).unlink(missing_ok=True)
+
+    def describe(self, machine: Machine, forwards: Sequence[PortForward]) -> None:
+        from vmm.storage.rebuild import description
+
+        # It can be made again from the database, as long as there is one: a full disk is no reason to fail for it.
+        with contextlib.suppress(HostError):
+            text = description(machine, forwards)
+            files.write_atomic(self._directory(machine.name) / "machine.json", text, mode=0o600, durable=False)
+
     def remove(self, name: str) -> None:
         # The disk goes last but one: as long as it is there, the machine counts as made.
-        for path in (self.socket(name), self.log(name), self.console(name), self._directory(name)):
+        logs = (self.log(name), self.console(name), self.older_console(name))
+        for path in (self.socket(name), *logs, self._directory(name)):
             files.remove_tree(path)
 
     def _directory(self, name: str) -> Path:
@@ -197,6 +226,39 @@ class _Errand:
             self._error = HostError(
                 "A machine's host key cannot be written.", details=str(error), resolution="Check the disk: df -h"
             )
+
+
+def turn_over(path: Path, older: Path | None) -> None:
+    """Empty a file that someone appends to; what it held is in `older` then, or with None its newer half stays.
+
+    What is written between the copy and the emptying is lost: a few bytes of a flood.
+    """
+    with path.open("r+b") as stream:
+        if older is None:
+            kept = _tail(path, LOG_BYTES // 2)
+            stream.truncate(0)
+            stream.write(kept)
+            return
+        fd = os.open(older, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - CONSOLE_BYTES))
+            while part := stream.read(1024 * 1024):
+                os.write(fd, part)
+        except OSError:
+            # A full disk is what this is against: the flood goes, with what could not be kept of it.
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+            stream.truncate(0)
+
+
+def _size(path: Path) -> int:
+    """Return what a file takes on disk, 0 for none: one that was cut under a writer has a hole before its end."""
+    try:
+        there = path.stat()
+    except OSError:
+        return 0
+    return min(there.st_size, there.st_blocks * 512)
 
 
 def _tail(path: Path, count: int) -> bytes:

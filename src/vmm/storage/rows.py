@@ -7,11 +7,17 @@ import json
 
 from vmm import TYPE_CHECKING
 from vmm.model.machine import (
+    NO_LIMITS,
+    UNATTENDED,
     EngineName,
+    Limits,
     Machine,
     MachineSpec,
     MachineState,
+    Owner,
     ProcessIdentity,
+    RestartPolicy,
+    Supervision,
     UnreadableRecord,
 )
 from vmm.model.network import Lease, PortForward, Protocol
@@ -22,12 +28,14 @@ if TYPE_CHECKING:
 Row = tuple[object, ...]
 # A row of the columns below, as the STRICT table's types have it; the process's four are there together or not at all.
 Columns = tuple[
-    str, int, int, int, str, str, str, int, str, str, str,
-    str, int, str, str, str, int, str, str | None,
+    str, int, int, int, str, str, str, int, str, str, str, int, str, str,
+    str, int, str, str, str, int, str, str | None, str, int, int,
     str, int | None, int, str, str | None,
 ]  # fmt: skip
 _ENGINES = {engine.value: engine for engine in EngineName}
 _STATES = {state.value: state for state in MachineState}
+_RESTARTS = {policy.value: policy for policy in RestartPolicy}
+_OWNERS = {owner.value: owner for owner in Owner}
 Value = str | int | None
 
 _SPEC = (
@@ -42,8 +50,11 @@ _SPEC = (
     "labels",
     "ssh_keys",
     "dns",
+    "jail",
+    "limits",
+    "restart",
 )
-_REST = ("id", "address", "mac", "tap", "state", "wanted", "created_at", "started_at")
+_REST = ("id", "address", "mac", "tap", "state", "wanted", "created_at", "started_at", "owner", "restarts", "due_at")
 _PROCESS = ("boot_id", "pid", "start_ticks", "marker")
 COLUMNS = (*_SPEC, *_REST, *_PROCESS, "reason")
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM machines"  # noqa: S608  # the columns' own names
@@ -59,7 +70,8 @@ def machine_of(row: Columns) -> Machine:
     # fmt: off
     (
         name, cpus, memory_mib, disk_mib, image, kernel, engine, auto_start, labels, ssh_keys, dns,
-        identity, address, mac, tap, state, wanted, created_at, started_at,
+        jail, limits, restart,
+        identity, address, mac, tap, state, wanted, created_at, started_at, owner, restarts, due_at,
         boot_id, pid, start_ticks, marker, reason,
     ) = row
     # fmt: on
@@ -76,6 +88,9 @@ def machine_of(row: Columns) -> Machine:
         ssh_keys=_strings(ssh_keys),
         dns=_strings(dns),
         user_data=None,
+        jail=jail == 1,
+        limits=_limits(limits),
+        restart=_RESTARTS[restart],
     )
     process = None
     if pid is not None:
@@ -93,6 +108,7 @@ def machine_of(row: Columns) -> Machine:
         started_at=started_at,
         process=process,
         reason=reason,
+        supervision=_supervision(owner, restarts, due_at),
     )
 
 
@@ -101,7 +117,7 @@ def read(row: Row) -> Machine | UnreadableRecord:
     try:
         return machine_of(row)  # pyright: ignore[reportArgumentType]  # what the STRICT table holds
     except KeyError as error:
-        return UnreadableRecord(name=str(row[0]), problem=f"{error} is no state or engine that this vmm knows")
+        return UnreadableRecord(name=str(row[0]), problem=f"{error} is no state, engine or policy that this vmm knows")
     except (ValueError, TypeError, AttributeError) as error:
         return UnreadableRecord(name=str(row[0]), problem=str(error))
 
@@ -118,6 +134,9 @@ def values_of(machine: Machine) -> tuple[Value, ...]:
         int(machine.wanted),
         machine.created_at,
         machine.started_at,
+        machine.supervision.owner.value,
+        machine.supervision.restarts,
+        machine.supervision.due_at,
         *process_values(machine.process),
         machine.reason,
     )
@@ -137,6 +156,9 @@ def spec_values(spec: MachineSpec) -> tuple[Value, ...]:
         json.dumps(dict(spec.labels), sort_keys=True),
         json.dumps(spec.ssh_keys),
         json.dumps(spec.dns),
+        int(spec.jail),
+        json.dumps({name: value for name, value in spec.limits.__dict__.items() if value is not None}),
+        spec.restart.value,
     )
 
 
@@ -170,6 +192,17 @@ def _labels(text: str) -> Mapping[str, str]:
 @functools.cache
 def _strings(text: str) -> tuple[str, ...]:
     return tuple(str(item) for item in json.loads(text))
+
+
+@functools.cache
+def _limits(text: str) -> Limits:
+    return NO_LIMITS if text == "{}" else Limits(**json.loads(text))
+
+
+def _supervision(owner: str, restarts: int, due_at: int) -> Supervision:
+    if restarts == due_at == 0 and owner == "supervisor":
+        return UNATTENDED
+    return Supervision(owner=_OWNERS[owner], restarts=restarts, due_at=due_at)
 
 
 def _text(value: object) -> str:

@@ -8,7 +8,7 @@ from vmm.errors import StateError
 if TYPE_CHECKING:
     import sqlite3
 
-VERSION = 1
+VERSION = 2
 
 # Uniqueness is the database's work, not a scan's. Addresses are integers: they sort, and compare without parsing.
 _CREATE = """
@@ -51,8 +51,30 @@ CREATE TABLE forwards (
 CREATE INDEX forwards_by_machine ON forwards (machine);
 """
 
+# A machine that was made before there was a jail, or runs, goes on as it is; its next start is jailed.
+_SUPERVISED = """
+ALTER TABLE machines ADD COLUMN jail INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE machines ADD COLUMN limits TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE machines ADD COLUMN restart TEXT NOT NULL DEFAULT 'no';
+ALTER TABLE machines ADD COLUMN owner TEXT NOT NULL DEFAULT 'supervisor';
+ALTER TABLE machines ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE machines ADD COLUMN due_at INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE events (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    at      TEXT NOT NULL,
+    machine TEXT NOT NULL,
+    kind    TEXT NOT NULL,
+    detail  TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_by_machine ON events (machine);
+CREATE TABLE notes (
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT;
+"""
+
 # One entry a version: the statements that lead from the version before to it.
-_MIGRATIONS: dict[int, str] = {1: _CREATE}
+_MIGRATIONS: dict[int, str] = {1: _CREATE, 2: _SUPERVISED}
 
 
 def migrate(connection: sqlite3.Connection, path: str) -> None:

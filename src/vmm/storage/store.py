@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, StateError
-from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentity, UnreadableRecord
+from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentity, Supervision, UnreadableRecord
 from vmm.model.network import PortForward, Subnet, free_address, lease_for
 from vmm.model.value import Value
 from vmm.storage import rows, schema
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from pathlib import Path
 
+    from vmm.model.event import Event, Happening
+
 # Every write waits this long for another's (measured with 20 processes: BEGIN IMMEDIATE with it never failed).
 _BUSY_S = 5.0
+_LIVE = "('starting', 'running', 'paused', 'stopping')"  # model.lifecycle.LIVE, as SQL
 _ANY = "0.0.0.0"  # noqa: S104  # "every address of the host", as forwards write it
 
 
@@ -57,6 +60,12 @@ class SqliteStore(Value):
             )
         return record
 
+    def any_live(self) -> bool:
+        """Whether any machine is recorded as one that has, or may have, an engine."""
+        with self._reading() as connection:
+            query = f"SELECT 1 FROM machines WHERE state IN {_LIVE} LIMIT 1"  # noqa: S608  # a constant
+            return connection.execute(query).fetchone() is not None
+
     def add(self, spec: MachineSpec, *, subnet: Subnet, id: str, created_at: str) -> Machine:  # noqa: A002
         """Record a new machine with a lease of its own. ConflictError when the name or every address is taken."""
         with self._writing() as connection:
@@ -71,6 +80,7 @@ class SqliteStore(Value):
             )
             try:
                 connection.execute(rows.INSERT, rows.values_of(machine))
+                _remember(connection, spec.name, _created(machine))
             except sqlite3.IntegrityError as error:
                 raise ConflictError(
                     f"There is a machine {spec.name!r} already.",
@@ -79,13 +89,14 @@ class SqliteStore(Value):
                 ) from error
         return machine
 
-    def replace_spec(self, name: str, spec: MachineSpec) -> None:
+    def replace_spec(self, name: str, spec: MachineSpec, *, event: Happening | None = None) -> None:
         with self._writing() as connection:
             assignments = rows.spec_assignments()
             connection.execute(
                 f"UPDATE machines SET {assignments} WHERE name = ?",  # noqa: S608  # the columns' own names
                 (*rows.spec_values(spec), name),
             )
+            _remember(connection, name, event)
 
     def record(
         self,
@@ -96,31 +107,77 @@ class SqliteStore(Value):
         wanted: bool | None = None,
         started_at: str | None = None,
         reason: str | None = None,
+        supervision: Supervision | None = None,
+        event: Happening | None = None,
     ) -> None:
-        """Record a machine's state; None leaves `wanted` and `started_at` as they are, and clears `reason`."""
+        """Record a machine's state, and what happened; None leaves things as they are, but clears `reason`."""
         with self._writing() as connection:
             connection.execute(
                 "UPDATE machines SET state = ?, boot_id = ?, pid = ?, start_ticks = ?, marker = ?, reason = ?,"
-                " wanted = coalesce(?, wanted), started_at = coalesce(?, started_at) WHERE name = ?",
+                " wanted = coalesce(?, wanted), started_at = coalesce(?, started_at),"
+                " owner = coalesce(?, owner), restarts = coalesce(?, restarts), due_at = coalesce(?, due_at)"
+                " WHERE name = ?",
                 (
                     state.value,
                     *rows.process_values(process),
                     reason,
                     None if wanted is None else int(wanted),
                     started_at,
+                    None if supervision is None else supervision.owner.value,
+                    None if supervision is None else supervision.restarts,
+                    None if supervision is None else supervision.due_at,
                     name,
                 ),
             )
+            _remember(connection, name, event)
 
-    def remove(self, name: str) -> None:
+    def admit(self, name: str, *, process: ProcessIdentity, supervision: Supervision, host_mib: int | None) -> int:
+        """Record that a machine is being started by `process`, if its memory fits beside that of the others.
+
+        Return the MiB by which the machines would have more than `host_mib`, which is 0 for an admitted one; with None
+        for the host's memory every machine is. One transaction, so that two starts cannot both take what is left.
+        """
+        with self._writing() as connection:
+            if host_mib is not None:
+                (wished,) = connection.execute(
+                    f"SELECT coalesce(sum(memory_mib), 0) FROM machines WHERE name = ? OR state IN {_LIVE}",  # noqa: S608  # a constant
+                    (name,),
+                ).fetchone()
+                if wished > host_mib:
+                    return int(wished - host_mib)
+            connection.execute(
+                "UPDATE machines SET state = 'starting', boot_id = ?, pid = ?, start_ticks = ?, marker = ?,"
+                " reason = NULL, wanted = 1, owner = ?, restarts = ?, due_at = 0 WHERE name = ?",
+                (*rows.process_values(process), supervision.owner.value, supervision.restarts, name),
+            )
+        return 0
+
+    def remove(self, name: str, *, event: Happening | None = None) -> None:
         """Forget a machine and its forwards."""
         # Here and below: whoever only reads goes without the hands that write.
         from vmm.host import files
 
         with self._writing() as connection:
             connection.execute("DELETE FROM machines WHERE name = ?", (name,))
+            _remember(connection, name, event)
         with contextlib.suppress(OSError):
             files.confined(self.locks, name).unlink(missing_ok=True)
+
+    def events(self, machine: str | None = None, *, after: int = 0, most: int = 1000) -> Sequence[Event]:
+        """Return the newest `most` events after the one with the id `after`, the oldest first."""
+        from vmm.storage import events
+
+        with self._reading() as connection:
+            return events.recall(connection, machine=machine, after=after, most=most)
+
+    def note_once(self, key: str) -> bool:
+        """Whether this is the first time that `key` is noted on this host."""
+        with self._reading() as connection:
+            if connection.execute("SELECT 1 FROM notes WHERE key = ?", (key,)).fetchone():
+                return False
+        with self._writing() as connection:
+            cursor = connection.execute("INSERT OR IGNORE INTO notes VALUES (?, '')", (key,))
+            return cursor.rowcount == 1
 
     def forwards(self, name: str | None = None) -> Sequence[PortForward]:
         """Return the forwards of one machine, or of all."""
@@ -207,6 +264,7 @@ class SqliteStore(Value):
         if not self.path.exists():
             from vmm.host import files
 
+            files.refuse_network_file_system(self.path.parent)
             files.make_dir(self.path.parent)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
@@ -214,7 +272,12 @@ class SqliteStore(Value):
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
         try:
             connection.execute("PRAGMA foreign_keys = ON")
-            if schema.read_version(connection, str(self.path)) != schema.VERSION:
+            version = schema.read_version(connection, str(self.path))
+            if version != schema.VERSION:
+                if version > 0:
+                    from vmm.storage import backup
+
+                    backup.keep(connection, self.path, version=version)
                 schema.migrate(connection, str(self.path))
         except BaseException:
             connection.close()
@@ -222,13 +285,14 @@ class SqliteStore(Value):
         return connection
 
     def _open_read_only(self) -> sqlite3.Connection:
-        """Open what is there; where nothing is there yet, an empty database in memory: nothing is remembered."""
-        if self.path.exists():
-            connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None)
-            if schema.read_version(connection, str(self.path)) > 0:
-                return connection
-            connection.close()
+        """Open what is there for reading; an empty or an older one is read as a copy in memory, brought up to date."""
         connection = sqlite3.connect(":memory:", isolation_level=None)
+        if self.path.exists():
+            there = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None)
+            if schema.read_version(there, str(self.path)) == schema.VERSION:
+                return there
+            there.backup(connection)
+            there.close()
         schema.migrate(connection, str(self.path))
         return connection
 
@@ -240,6 +304,19 @@ class SqliteStore(Value):
         if close:
             return f"Did you mean {' or '.join(repr(match) for match in close)}?"
         return f"{len(known)} machine(s) are known." if known else "No machine was created yet."
+
+
+def _remember(connection: sqlite3.Connection, machine: str, event: Happening | None) -> None:
+    if event is not None:
+        from vmm.storage import events
+
+        events.remember(connection, machine, event)
+
+
+def _created(machine: Machine) -> Happening:
+    from vmm.model.event import EventKind, Happening
+
+    return Happening(kind=EventKind.CREATED, detail=f"{machine.spec.engine.value}, from {machine.spec.image}")
 
 
 @contextlib.contextmanager

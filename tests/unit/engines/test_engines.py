@@ -93,6 +93,7 @@ BAD = {
 }
 
 
+@pytest.mark.fault(14, 15)
 @pytest.mark.parametrize("kind", BAD)
 def test_firecrackers_client_is_bounded(kind: str, serve: Callable[..., Path]) -> None:
     path = serve(BAD[kind])
@@ -104,6 +105,7 @@ def test_firecrackers_client_is_bounded(kind: str, serve: Callable[..., Path]) -
     assert "vmm show m" in caught.value.resolution
 
 
+@pytest.mark.fault(14, 15)
 @pytest.mark.parametrize("kind", ["silent", "dripping", "flooding", "closing", "garbage"])
 def test_qemus_client_is_bounded(kind: str, serve: Callable[..., Path]) -> None:
     path = serve(BAD[kind])
@@ -113,6 +115,7 @@ def test_qemus_client_is_bounded(kind: str, serve: Callable[..., Path]) -> None:
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.fault(15)
 def test_no_socket_at_all(tmp_path: Path) -> None:
     for ask in (api.request, qmp.execute):
         with pytest.raises(EngineError):
@@ -231,6 +234,7 @@ def test_kvm_without_vmx_or_svm_cannot_run_guests(tmp_path: Path, flags: str, ab
     assert not kvm_report(tmp_path / "none", cpuinfo).can_run_guests
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
     ("version", "holes"),
     [("1.12.1", ["CVE-2026-1386"]), ("1.13.1", ["CVE-2026-1386", "CVE-2026-5747"]),

@@ -62,6 +62,7 @@ def test_host_names(name: str, host: str, tmp_path: Path) -> None:
     assert (tree / "vmm/hostname").read_text() == f"{host}\n"
 
 
+@pytest.mark.fault(24)
 def test_an_initrd_is_its_archives_one_after_another(tmp_path: Path) -> None:
     first = tmp_path / "first"
     first.write_bytes(b"odd")
@@ -90,6 +91,7 @@ def test_the_init_script_is_a_script_and_never_sources_a_fact() -> None:
     assert not re.search(r"^\s*(\.|source) ", text, re.MULTILINE)
 
 
+@pytest.mark.fault(24)
 def test_the_managed_key_is_made_once_and_is_its_owners(tmp_path: Path) -> None:
     key = ManagedKey(directory=tmp_path / "ssh")
     first = key.public_key()

@@ -9,12 +9,14 @@ from vmm.host import files
 MIB = 1024 * 1024
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "a\0b", "../x"])
 def test_a_join_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="leads out"):
         files.confined(tmp_path, name)
 
 
+@pytest.mark.fault(24)
 def test_modes_hold_under_any_umask(tmp_path: Path) -> None:
     for mask in (0o000, 0o077):
         old = os.umask(mask)
@@ -86,6 +88,7 @@ def test_remove_tree_never_follows_a_link(tmp_path: Path) -> None:
     files.remove_tree(tree)
 
 
+@pytest.mark.fault(31)
 def test_staging_is_gone_however_it_ends(tmp_path: Path) -> None:
     def work() -> None:
         with files.staging_dir(tmp_path / "s", prefix="x") as path:

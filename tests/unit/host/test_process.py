@@ -43,11 +43,13 @@ def test_a_program_that_hangs_is_ended() -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.fault(38)
 def test_the_environment_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "canary")
     assert "canary" not in process.run(["env"]).stdout
 
 
+@pytest.mark.fault(3)
 def test_a_spawned_process_is_known_by_more_than_its_pid(tmp_path: Path) -> None:
     marker = str(tmp_path / "m.sock")
     known = sleeper(tmp_path, marker)
@@ -68,6 +70,7 @@ def test_a_spawned_process_is_known_by_more_than_its_pid(tmp_path: Path) -> None
     assert identity.find(marker) is None
 
 
+@pytest.mark.fault(3)
 def test_a_foreign_process_on_a_recorded_pid_is_never_signalled() -> None:
     with subprocess.Popen(["sleep", "60"]) as foreign:
         recorded = ProcessIdentity(boot_id=identity.boot_id(), pid=foreign.pid, start_ticks=1, marker="/x.sock")
@@ -87,6 +90,7 @@ def test_a_child_that_ended_is_not_alive_though_no_one_reaped_it(tmp_path: Path)
         time.sleep(0.01)
 
 
+@pytest.mark.fault(31)
 def test_a_spawned_process_outlives_a_terminal(tmp_path: Path) -> None:
     marker = str(tmp_path / "s.sock")
     known = sleeper(tmp_path, marker)

@@ -11,6 +11,7 @@ def test_good_names_pass_unchanged(name: str) -> None:
     assert valid_name(name) == name
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../x", "a/b", "a;rm", "-rf", "a\0b", "x" * 65, "a b", "a\n", "\u0430bc", "é", ".hidden", "a$"],
@@ -24,6 +25,7 @@ def test_bad_names_are_refused_in_three_parts(name: str) -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.fault(16)
 @given(st.text(max_size=80))
 def test_whatever_passes_is_safe_in_a_path_and_an_argument(text: str) -> None:
     try:
@@ -43,6 +45,7 @@ def test_labels() -> None:
             parse_label(bad)
 
 
+@pytest.mark.fault(16)
 def test_users() -> None:
     assert valid_user("root") == "root"
     for bad in ("-oProxyCommand=x", "", "Root", "a b"):

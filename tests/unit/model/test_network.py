@@ -20,6 +20,19 @@ def test_the_first_machine_gets_the_address_after_the_gateway() -> None:
     assert str(free_address(subnet, set())) == "172.16.0.2"
 
 
+@pytest.mark.fault(33)
+def test_the_255th_machine_and_those_after_it_have_addresses_of_their_own() -> None:
+    subnet = checked_subnet("172.16.0.0/16", "172.16.0.1")
+    taken: set[int] = set()
+    for _ in range(600):
+        taken.add(int(free_address(subnet, taken)))
+    given = [IPv4Address(number) for number in sorted(taken)]
+    assert [str(address) for address in given[252:256]] == ["172.16.0.254", "172.16.0.255", "172.16.1.0", "172.16.1.1"]
+    leases = [lease_for(address) for address in given]
+    assert len({lease.mac for lease in leases}) == len({lease.tap for lease in leases}) == 600
+
+
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("cidr", ["10.9.8.0/24", "10.9.8.0/30", "192.168.77.64/27", "172.16.5.0/25"])
 def test_any_subnet_hands_out_all_but_network_gateway_and_broadcast(cidr: str) -> None:
     first = str(checked_subnet(cidr, str(IPv4Address(int(IPv4Address(cidr.partition("/")[0])) + 1))).gateway)
@@ -40,6 +53,7 @@ def test_a_freed_address_is_given_again_and_the_gateway_in_the_middle_is_skipped
     assert str(free_address(subnet, taken)) == "10.0.0.4"
 
 
+@pytest.mark.fault(33)
 @given(st.lists(st.integers(min_value=0, max_value=2**32 - 1), unique=True, min_size=2, max_size=50))
 def test_macs_and_taps_are_unique_because_addresses_are(numbers: list[int]) -> None:
     leases = [lease_for(IPv4Address(number)) for number in numbers]
@@ -78,6 +92,7 @@ def test_forwards_are_read_in_every_form() -> None:
     assert parse_forward("m", "127.0.0.1:8080:80").host_address == "127.0.0.1"
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize(
     "text",
     ["", "80", "0:80", "80:0", "65536:1", "a:b", "1:2:3", "80:80/sctp", "-1:2", "1:2:3:4", "1.2.3.4.5:1:2", "80:80/"],

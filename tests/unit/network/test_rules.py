@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from vmm.model.network import PortForward, Protocol, checked_subnet, lease_for
-from vmm.network import firewall
+from vmm.model.network import Lease, PortForward, Protocol, checked_subnet, lease_for
+from vmm.network import firewall, links
 from vmm.network.dns import FALLBACK, host_resolvers
 from vmm.network.firewall import Firewall
+from vmm.network.host_network import HostNetwork
 
 LEASE = lease_for(IPv4Address("172.16.0.2"))
+OTHER = lease_for(IPv4Address("172.16.0.3"))
+SUBNET = checked_subnet("172.16.0.0/16", "172.16.0.1")
 
 
 @pytest.mark.parametrize(
@@ -58,5 +61,41 @@ def test_the_whole_firewall_is_one_transaction(said: list[str]) -> None:
 def test_what_is_not_there_can_be_taken_away(said: list[str]) -> None:
     wall = Firewall(bridge="b", subnet=checked_subnet("10.77.0.0/24", "10.77.0.1"))
     wall.dismiss(LEASE, ())
-    added, deleted = said[0].splitlines()
-    assert added == deleted.replace("delete", "add")
+    lines = said[0].splitlines()
+    added, deleted = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    assert added == [line.replace("delete element", "add element") for line in deleted]
+    assert all(line.startswith("delete element") for line in deleted)
+    # One in each table: nothing is added where one of the two was removed by someone else.
+    assert {line.split()[2] for line in added} == {"ip", "bridge"}
+
+
+@pytest.mark.fault(2, 29)
+def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commands at once: one renders the tables from what it has read, the other adds its machine meanwhile."""
+    forward = PortForward(machine="m", protocol=Protocol.TCP, host_port=80, guest_port=80)
+    reads = [[(LEASE, [])], [(LEASE, [forward]), (OTHER, [])], [(LEASE, [forward]), (OTHER, [])]]
+    monkeypatch.setattr(links, "mend_bridge", lambda name, subnet: None)
+    monkeypatch.setattr(Firewall, "accept_where_others_drop", lambda self: None)
+
+    def running() -> list[tuple[Lease, list[PortForward]]]:
+        return reads.pop(0)
+
+    network = HostNetwork(bridge_name="b", subnet=SUBNET, host_interface=None, running=running)
+    network.reconcile(running())
+    assert reads == []
+    assert len(said) == 2
+    assert OTHER.mac not in said[0]
+    assert OTHER.mac in said[1]
+    assert "tcp . 80 : 172.16.0.2 . 80" in said[1]
+
+
+@pytest.mark.fault(29)
+def test_what_has_not_changed_is_replaced_once(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "mend_bridge", lambda name, subnet: None)
+    monkeypatch.setattr(Firewall, "accept_where_others_drop", lambda self: None)
+    network = HostNetwork(bridge_name="b", subnet=SUBNET, host_interface=None, running=lambda: [(LEASE, [])])
+    # `OTHER` is about to be attached, and recorded as running only afterwards.
+    network.reconcile([(LEASE, ()), (OTHER, ())])
+    assert len(said) == 1

@@ -1,10 +1,19 @@
 """`vmm set`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
+from vmm.cli.commands.create import confinement_options, limits_of
 from vmm.cli.options import KERNELS, Command, Size, machine_argument, settings
+
+
+def with_confinement(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a machine's engine may have."""
+    for option in reversed(confinement_options()):
+        function = option(function)
+    return function
 
 
 @click.command("set", cls=Command)
@@ -16,7 +25,10 @@ from vmm.cli.options import KERNELS, Command, Size, machine_argument, settings
 @click.option("--dns", multiple=True, help="A name server; may be repeated.")
 @click.option("--label", "labels", multiple=True, help="KEY=VALUE; KEY= with nothing behind it takes the label off.")
 @click.option("--auto-start/--no-auto-start", default=None, help="Come back after a reboot of the host.")
+@click.option("--jail/--no-jail", default=None, help="Confine its engine, or run it as root.")
+@with_confinement
 def set_command(  # one parameter an option
+    *,
     name: str,
     cpus: int | None,
     memory: int | None,
@@ -25,9 +37,13 @@ def set_command(  # one parameter an option
     dns: Sequence[str],
     labels: Sequence[str],
     auto_start: bool | None,
+    jail: bool | None,
+    restart: str | None,
+    **limits: Any,  # noqa: ANN401  # click's own
 ) -> None:
-    """Change a stopped machine."""
+    """Change a stopped machine. A limit is taken off by `none`."""
     from vmm.app import require_root
+    from vmm.model.machine import RestartPolicy
     from vmm.model.names import parse_label, valid_name
     from vmm.operations.change import Changes, change
 
@@ -40,6 +56,9 @@ def set_command(  # one parameter an option
         auto_start=auto_start,
         labels=pairs or None,
         dns=tuple(dns) or None,
+        jail=jail,
+        restart=None if restart is None else RestartPolicy(restart),
+        limits=limits_of(limits) or None,
     )
     if changes == Changes():
         raise click.UsageError("Say what to change, such as --memory 2G.", click.get_current_context())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmm.cli.options import IMAGES, KERNELS, Command, Seconds, Size, settings
+from vmm.cli.options import IMAGES, KERNELS, NONE, Command, Limit, Rate, Seconds, Size, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,14 +33,53 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--label", "labels", multiple=True, help="KEY=VALUE; may be repeated."),
             click.option("--user-data", type=path, help="cloud-init user data, for images that have cloud-init."),
             click.option("--auto-start/--no-auto-start", default=True, help="Come back after a reboot [yes]."),
+            *confinement_options(),
+            click.option("--jail/--no-jail", default=True, help="Confine the engine [yes]; without, it runs as root."),
         ]
     ):
         function = option(function)
     return function
 
 
+def confinement_options() -> list[Callable[..., Any]]:
+    """Return the options that say what a machine's engine may have, and what becomes of it when it ends."""
+    return [
+        click.option(
+            "--restart", type=click.Choice(["no", "on-failure", "always"]), help="When it ends by itself [no]."
+        ),
+        click.option(
+            "--cpu-limit", type=Limit(float), metavar="CPUS", help="CPUs that its engine may use, such as 1.5."
+        ),
+        click.option("--memory-limit", type=Limit(Size()), metavar="SIZE", help="Memory over the guest's own."),
+        click.option("--pids-limit", type=Limit(int), metavar="COUNT", help="Processes and threads of its engine."),
+        click.option("--io-read-bps", type=Limit(Rate()), metavar="BYTES", help="Bytes a second from the disk; 10M."),
+        click.option("--io-write-bps", type=Limit(Rate()), metavar="BYTES", help="Bytes a second to the disk; 10M."),
+        click.option("--io-read-iops", type=Limit(int), metavar="COUNT", help="Reads a second."),
+        click.option("--io-write-iops", type=Limit(int), metavar="COUNT", help="Writes a second."),
+    ]
+
+
+# The options' names, and the fields of Limits that they set.
+LIMITS = {
+    "cpu_limit": "cpus",
+    "memory_limit": "memory_mib",
+    "pids_limit": "pids",
+    "io_read_bps": "io_read_bps",
+    "io_write_bps": "io_write_bps",
+    "io_read_iops": "io_read_iops",
+    "io_write_iops": "io_write_iops",
+}
+
+
+def limits_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of Limits that were given; None for one that is to be taken off."""
+    found = {field: given[option] for option, field in LIMITS.items() if given[option] is not None}
+    return {field: None if value == NONE else value for field, value in found.items()}
+
+
 def request_of(name: str, given: dict[str, Any]) -> CreateRequest:
     """Return the request that these options make; `given` are the values of `machine_options`."""
+    from vmm.model.machine import Limits, RestartPolicy
     from vmm.model.names import parse_label
     from vmm.operations.create import CreateRequest
 
@@ -59,6 +98,9 @@ def request_of(name: str, given: dict[str, Any]) -> CreateRequest:
         ssh_keys=tuple(_public_key(path) for path in keys),
         dns=given["dns"],
         user_data=read_text(given["user_data"], what="user data") if given["user_data"] else None,
+        jail=given["jail"],
+        limits=Limits(**limits_of(given)),
+        restart=RestartPolicy(given["restart"] or "no"),
     )
 
 
@@ -86,7 +128,8 @@ def _public_key(path: Path) -> str:
 @machine_options
 @click.option("--start", "start_it", is_flag=True, help="Start it as well.")
 @click.option("--timeout", type=Seconds(), help="With --start: seconds to wait.")
-def create_command(name: str, start_it: bool, timeout: float | None, **given: Any) -> None:  # noqa: ANN401
+@click.option("--overcommit", is_flag=True, help="With --start: even if the host has not that much memory.")
+def create_command(name: str, start_it: bool, timeout: float | None, overcommit: bool, **given: Any) -> None:  # noqa: ANN401
     """Create a machine."""
     from vmm.app import require_root
     from vmm.operations.create import create
@@ -98,8 +141,8 @@ def create_command(name: str, start_it: bool, timeout: float | None, **given: An
     address = machine.lease.address
     settings().say(f"{name} is created, with the address {address} ({machine.spec.engine}).")
     if start_it:
-        from vmm.cli.commands.power import start_one
+        from vmm.cli.commands.power import mode_of, start_one
 
-        start_one(settings(), site, name, wait="running", timeout=timeout)
+        start_one(settings(), site, name, mode_of(wait="running", timeout=timeout, overcommit=overcommit))
     else:
         settings().say(f"Start it: vmm start {name}")

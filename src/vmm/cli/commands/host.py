@@ -77,12 +77,17 @@ def autostart_command() -> int:
 
 @click.command("autostop", cls=Command)
 @click.option("--timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds the guests have.")
-def autostop_command(timeout: float) -> int:
+@click.option("--if-host-goes-down", is_flag=True, help="Do nothing unless systemd is about to end.")
+def autostop_command(timeout: float, if_host_goes_down: bool) -> int:
     """Stop every machine because the host goes down (for the systemd unit)."""
     from vmm.app import require_root
+    from vmm.host.systemd import host_goes_down
     from vmm.operations.host_boot import autostop
 
     require_root("autostop")
+    if if_host_goes_down and not host_goes_down():
+        settings().say("The host stays up, and so do the machines. Stop them: vmm stop --all")
+        return 0
     return _report("stopped", autostop(settings().site(), timeout_s=timeout))
 
 

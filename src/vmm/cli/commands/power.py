@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,13 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm.app import HostSite
-    from vmm.operations.start import Started
+    from vmm.operations.start import Mode, Started
     from vmm.operations.stop import Stopped
 
 WAITS = click.Choice(["ssh", "running", "none"])
 _names = click.argument("names", nargs=-1, metavar="NAME...", shell_complete=MACHINES)
 _wait = click.option("--wait", type=WAITS, default="running", show_default=True, help="What to wait for.")
 _start_timeout = click.option("--timeout", type=Seconds(), help="Seconds to wait [20 for running, 120 for ssh].")
+overcommit_option = click.option("--overcommit", is_flag=True, help="Even if the host has not that much memory.")
+# Waiting for many guests costs nothing; starting many at once would only make each of them slower.
+_STOPS_AT_ONCE = 256
 
 
 @click.command("start", cls=Command)
@@ -26,11 +30,40 @@ _start_timeout = click.option("--timeout", type=Seconds(), help="Seconds to wait
 @click.option("--all", "every", is_flag=True, help="Every machine.")
 @_wait
 @_start_timeout
-def start_command(names: Sequence[str], every: bool, wait: str, timeout: float | None) -> int:
+@overcommit_option
+@click.option("--foreground", is_flag=True, help="Stay until it ends, with its console on stdout; SIGTERM stops it.")
+@click.option(
+    "--stop-timeout", type=Seconds(), default=30.0, show_default=True, help="With --foreground: seconds to shut down."
+)
+@click.option("--owner", type=click.Choice(["unit"]), hidden=True)
+@click.option("--error-file", type=click.Path(path_type=Path), hidden=True)
+def start_command(  # one parameter an option
+    *,
+    names: Sequence[str],
+    every: bool,
+    wait: str,
+    timeout: float | None,
+    overcommit: bool,
+    foreground: bool,
+    stop_timeout: float,
+    owner: str | None,
+    error_file: Path | None,
+) -> int:
     """Start machines."""
     given = settings()
     site, chosen = _chosen("start", names, every)
-    return each(chosen, lambda name: start_one(given, site, name, wait=wait, timeout=timeout))
+    if owner is not None and error_file is not None:
+        from vmm.app.units import start_in_unit
+
+        return start_in_unit(site, chosen[0], error_file=error_file, overcommit=overcommit)
+    mode = mode_of(wait=wait, timeout=timeout, overcommit=overcommit, foreground=foreground)
+    if foreground:
+        if len(chosen) != 1:
+            raise click.UsageError("--foreground is for one machine.", click.get_current_context())
+        from vmm.cli.commands.foreground import run_foreground
+
+        return run_foreground(site, chosen[0], mode, stop_timeout_s=stop_timeout)
+    return each(chosen, lambda name: start_one(given, site, name, mode))
 
 
 @click.command("stop", cls=Command)
@@ -42,7 +75,7 @@ def stop_command(names: Sequence[str], every: bool, timeout: float, force: bool)
     """Stop machines: ask the guest, wait, then kill."""
     given = settings()
     site, chosen = _chosen("stop", names, every)
-    return each(chosen, lambda name: stop_one(given, site, name, timeout=timeout, force=force))
+    return each(chosen, lambda name: stop_one(given, site, name, timeout=timeout, force=force), workers=_STOPS_AT_ONCE)
 
 
 @click.command("restart", cls=Command)
@@ -52,26 +85,45 @@ def stop_command(names: Sequence[str], every: bool, timeout: float, force: bool)
 @_start_timeout
 @click.option("--stop-timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds to shut down.")
 @click.option("-f", "--force", is_flag=True, help="Kill at once, without asking the guest.")
+@overcommit_option
 def restart_command(
-    names: Sequence[str], every: bool, wait: str, timeout: float | None, stop_timeout: float, force: bool
+    names: Sequence[str],
+    every: bool,
+    wait: str,
+    timeout: float | None,
+    stop_timeout: float,
+    force: bool,
+    overcommit: bool,
 ) -> int:
     """Stop machines and start them again."""
     given = settings()
     site, chosen = _chosen("restart", names, every)
 
+    mode = mode_of(wait=wait, timeout=timeout, overcommit=overcommit)
+
     def restart(name: str) -> None:
         stop_one(given, site, name, timeout=stop_timeout, force=force)
-        start_one(given, site, name, wait=wait, timeout=timeout)
+        start_one(given, site, name, mode)
 
     return each(chosen, restart)
 
 
-def start_one(given: Settings, site: HostSite, name: str, *, wait: str, timeout: float | None) -> Started:
+def mode_of(*, wait: str, timeout: float | None, overcommit: bool, foreground: bool = False) -> Mode:
+    """Return how these options want a machine started."""
+    from vmm.model.machine import Owner
+    from vmm.operations.start import Mode, Wait
+
+    owner = Owner.FOREGROUND if foreground else None
+    return Mode(wait=Wait(wait), timeout_s=timeout, overcommit=overcommit, owner=owner)
+
+
+def start_one(given: Settings, site: HostSite, name: str, mode: Mode) -> Started:
     """Start one machine and say so."""
     from vmm.cli import render
-    from vmm.operations.start import Wait, start
+    from vmm.operations.start import start
 
-    started = start(site, name, wait=Wait(wait), timeout_s=timeout)
+    started = start(site, name, mode)
+    render.warnings(started)
     given.say(render.started(started))
     return started
 
@@ -88,7 +140,7 @@ def stop_one(given: Settings, site: HostSite, name: str, *, timeout: float, forc
     return stopped
 
 
-def each(names: Sequence[str], act: Callable[[str], object]) -> int:
+def each(names: Sequence[str], act: Callable[[str], object], *, workers: int = 8) -> int:
     """Do one thing to each, side by side; print the errors of those that failed, and return the exit code.
 
     It happens in threads, which have no click context.
@@ -98,7 +150,7 @@ def each(names: Sequence[str], act: Callable[[str], object]) -> int:
 
     if not names:
         return 0
-    failed = [outcome.error for outcome in do_each(names, act) if outcome.error is not None]
+    failed = [outcome.error for outcome in do_each(names, act, workers=workers) if outcome.error is not None]
     codes = [fail(error) for error in failed]
     return max(codes, default=0)
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vmm.cli.commands.create import machine_options, request_of
+from vmm.cli.commands.power import overcommit_option
 from vmm.cli.options import Command, Seconds, settings
 
 
@@ -15,6 +16,7 @@ from vmm.cli.options import Command, Seconds, settings
 @machine_options
 @click.option("--rm", "remove", is_flag=True, help="Delete the machine afterwards.")
 @click.option("--timeout", type=Seconds(), default=120.0, show_default=True, help="Seconds to wait for ssh.")
+@overcommit_option
 @click.option("-u", "--user", default="root", show_default=True, help="The user inside.")
 @click.argument("words", nargs=-1, metavar="[NAME] [-- COMMAND...]", type=click.UNPROCESSED)
 def run_command(  # one parameter an option
@@ -22,6 +24,7 @@ def run_command(  # one parameter an option
     remove: bool,
     timeout: float,
     user: str,
+    overcommit: bool,
     **given: Any,  # noqa: ANN401
 ) -> int:
     """Create and start a machine, and run a command or a shell in it.
@@ -29,11 +32,12 @@ def run_command(  # one parameter an option
     The exit code is the command's own. Without NAME the machine is given one.
     """
     from vmm.app import require_root
+    from vmm.cli import render
     from vmm.host.process import attached
     from vmm.model.names import valid_user
     from vmm.operations.create import create
     from vmm.operations.ssh import ssh_command
-    from vmm.operations.start import Wait, start
+    from vmm.operations.start import Mode, Wait, start
     from vmm.operations.stop import delete
 
     name, command = _split(words)
@@ -44,7 +48,8 @@ def run_command(  # one parameter an option
     create(site, request)
     try:
         with settings().progress().step(f"Starting {name} and waiting for its ssh"):
-            start(site, name, wait=Wait.SSH, timeout_s=timeout)
+            started = start(site, name, Mode(wait=Wait.SSH, timeout_s=timeout, overcommit=overcommit))
+        render.warnings(started)
         return attached(ssh_command(site, name, user=user, arguments=command))
     finally:
         if remove:

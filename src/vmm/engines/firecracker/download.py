@@ -1,20 +1,99 @@
-"""Downloads that are bounded, resumed, and never seen half-done."""
+"""Downloads that are bounded in size and in time, resumed, and never seen half-done."""
 
+import contextlib
 import hashlib
 import http.client
+import os
+import socket
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
 from vmm.errors import EngineError, HostError
 from vmm.model.progress import Step
 
-_TIMEOUT_S = 30.0
+_SILENCE_S = 30.0
+# All of it, tries included: 10 MiB at 6 KiB/s.
+_FETCH_S = 1800.0
+_TEXT_S = 120.0
 _TRIES = 3
 _CHUNK = 256 * 1024
 _TEXT_BYTES = 64 * 1024
+# What a server's answer can make of urllib; ValueError: a redirect to an address that is none.
+_BROKEN = (OSError, http.client.HTTPException, ValueError)
+
+
+class _Deadline:
+    """Shuts every connection that was made through it when its time is over.
+
+    A timeout of a socket is one of silence: a server that sends a byte now and then is never silent.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._handles: list[socket.socket] = []
+        self.over = False
+
+    @contextlib.contextmanager
+    def running(self) -> Generator[None]:
+        timer = threading.Timer(self._seconds, self._end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except _BROKEN as error:
+            if self.over:
+                raise TimeoutError(f"it took longer than {self._seconds:.0f} s") from error
+            raise
+        finally:
+            timer.cancel()
+            for handle in self._handles:
+                handle.close()
+
+    def connect(self, *arguments: Any, **options: Any) -> socket.socket:  # noqa: ANN401  # of socket.create_connection
+        made = socket.create_connection(*arguments, **options)
+        with self._lock:
+            # A descriptor of its own: TLS takes the socket itself away.
+            self._handles.append(socket.socket(fileno=os.dup(made.fileno())))
+        if self.over:
+            self._end()
+        return made
+
+    def _end(self) -> None:
+        with self._lock:
+            self.over = True
+            for handle in self._handles:
+                with contextlib.suppress(OSError):
+                    handle.shutdown(socket.SHUT_RDWR)
+
+
+class _BoundedHandler(urllib.request.AbstractHTTPHandler):
+    """Makes urllib connect through a deadline."""
+
+    deadline: _Deadline
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **options: Any) -> http.client.HTTPResponse:  # noqa: ANN401  # urllib's own signature
+        def connection(*arguments: Any, **keywords: Any) -> http.client.HTTPConnection:  # noqa: ANN401  # as above
+            made: Any = http_class(*arguments, **keywords)
+            # The one place that every kind of connection goes through, before the first byte.
+            made._create_connection = self.deadline.connect  # noqa: SLF001  # kept replaceable by http.client, for tests
+            return made
+
+        kind: Any = connection
+        return super().do_open(kind, req, **options)
+
+
+class _Http(_BoundedHandler, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_BoundedHandler, urllib.request.HTTPSHandler):
+    pass
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
@@ -37,10 +116,11 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 def fetch_text(url: str) -> str:
     """Return a small text, such as a checksum; raise HostError when it cannot be had."""
+    deadline = _Deadline(_TEXT_S)
     try:
-        with _open(url, start=0) as answer:
+        with deadline.running(), _open(url, start=0, deadline=deadline) as answer:
             return answer.read(_TEXT_BYTES).decode("ascii", errors="replace")
-    except (OSError, http.client.HTTPException) as error:
+    except _BROKEN as error:
         raise _failed(url, error) from error
 
 
@@ -48,19 +128,23 @@ def fetch(url: str, out: Path, *, most: int, step: Step) -> None:
     """Fetch `url` into `out`, at most `most` bytes; a connection that breaks is taken up where it broke.
 
     Raises:
-        HostError: it could not be had whole.
+        HostError: it could not be had whole, or not in time.
         EngineError: it is larger than `most`.
     """
     last: Exception | None = None
-    for _ in range(_TRIES):
-        try:
-            _append(url, out, most=most, step=step)
-        except (OSError, http.client.HTTPException) as error:
-            last = error
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 416:
-                break
-        else:
-            return
+    deadline = _Deadline(_FETCH_S)
+    with contextlib.suppress(TimeoutError), deadline.running():
+        for _ in range(_TRIES):
+            try:
+                _append(url, out, most=most, step=step, deadline=deadline)
+            except _BROKEN as error:
+                last = error
+                if not _worth_another_try(error) or deadline.over:
+                    break
+            else:
+                return
+    if deadline.over:
+        last = TimeoutError(f"it took longer than {_FETCH_S:.0f} s")
     out.unlink(missing_ok=True)
     raise _failed(url, last) from last
 
@@ -79,19 +163,20 @@ def mismatch(name: str, found: str, wanted: str) -> EngineError:
     )
 
 
-def _append(url: str, out: Path, *, most: int, step: Step) -> None:
+def _append(url: str, out: Path, *, most: int, step: Step, deadline: _Deadline) -> None:
     have = out.stat().st_size if out.exists() else 0
     try:
-        answer = _open(url, start=have)
+        answer = _open(url, start=have, deadline=deadline)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what is here is no beginning of what is there
             out.unlink(missing_ok=True)
         raise
     with answer, out.open("ab") as stream:
-        if have and answer.status != http.client.PARTIAL_CONTENT:
+        if have and not _goes_on(answer, have):
             stream.truncate(0)
             have = 0
-        expected = have + int(answer.headers.get("Content-Length", most + 1))
+        length = answer.headers.get("Content-Length", "")
+        expected = have + int(length) if length.isdecimal() else None
         while chunk := answer.read(_CHUNK):
             have += len(chunk)
             if have > most:
@@ -101,15 +186,29 @@ def _append(url: str, out: Path, *, most: int, step: Step) -> None:
                 )
             stream.write(chunk)
             step.advance(len(chunk))
-        if have != expected and expected <= most:
+        if expected is not None and have != expected:
             raise http.client.IncompleteRead(b"", expected - have)
 
 
-def _open(url: str, *, start: int) -> Any:  # noqa: ANN401  # urllib types its answers so
+def _goes_on(answer: http.client.HTTPResponse, have: int) -> bool:
+    """Whether an answer begins with the byte that was asked for, rather than with the file's first or some other one."""
+    begins = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    return answer.status == http.client.PARTIAL_CONTENT and begins
+
+
+def _worth_another_try(error: Exception) -> bool:
+    """Whether the network, the server, or what it was asked to go on with may be at fault; what it refuses it refuses."""
+    return not isinstance(error, urllib.error.HTTPError) or error.code >= 500 or error.code == 416
+
+
+def _open(url: str, *, start: int, deadline: _Deadline) -> Any:  # noqa: ANN401  # urllib types its answers so
     if urllib.parse.urlsplit(url).scheme not in ("https", "http"):
         raise urllib.error.URLError(f"{url} is no http address")
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310  # checked above
-    return urllib.request.build_opener(_SafeRedirects).open(request, timeout=_TIMEOUT_S)
+    handlers = (_Http(), _Https())
+    for handler in handlers:
+        handler.deadline = deadline
+    return urllib.request.build_opener(_SafeRedirects, *handlers).open(request, timeout=_SILENCE_S)
 
 
 def _failed(url: str, error: Exception | None) -> HostError:

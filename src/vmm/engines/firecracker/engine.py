@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
 from vmm.engines import launch
+from vmm.engines.firecracker.configuration import configuration
 from vmm.errors import EngineError
 from vmm.host import files
 from vmm.model.engine import BootPlan, EngineFeatures, EngineStatus
@@ -36,12 +38,7 @@ class FirecrackerEngine(Value):
 
     def spawn(self, plan: BootPlan) -> ProcessIdentity:
         """Start Firecracker with API and configuration in one exec: no request stands before the first instruction."""
-        if not os.access(self.binary, os.X_OK):
-            raise EngineError(
-                "Firecracker is not on this host.",
-                details=f"{self.binary} is not a program that can be run.",
-                resolution="Install it: sudo vmm setup",
-            )
+        _refuse_missing(self.binary, "Firecracker", "sudo vmm setup")
         # Firecracker says so too, if it does not panic first: its API's thread and its guest's race to the end.
         if not os.access(_KVM, os.R_OK | os.W_OK):
             raise EngineError(
@@ -49,10 +46,52 @@ class FirecrackerEngine(Value):
                 details=f"{_KVM} cannot be opened for reading and writing.",
                 resolution="Run it as root, and see vmm doctor; machines made with --engine qemu need no KVM.",
             )
-        files.write_atomic(plan.config, json.dumps(configuration(plan)), mode=0o600, durable=False)
+        if plan.jails is not None:
+            return self._spawn_jailed(plan, plan.jails)
+        content = configuration(
+            plan,
+            kernel=str(plan.kernel),
+            initrd=None if plan.initrd is None else str(plan.initrd),
+            disks=[str(disk.path) for disk in plan.disks],
+        )
+        files.write_atomic(plan.config, json.dumps(content), mode=0o600, durable=False)
         # --level Error: the log is for what went wrong. Never --enable-pci (CVE-2026-5747).
         argv = [str(self.binary), "--id", plan.id, "--api-sock", str(plan.socket), "--config-file", str(plan.config)]
-        return launch.spawn([*argv, "--log-path", str(plan.log), "--level", "Error"], plan)
+        return launch.spawn([*argv, "--log-path", str(plan.log), "--level", "Error"], plan, marker=str(plan.socket))
+
+    def _spawn_jailed(self, plan: BootPlan, jails: Path) -> ProcessIdentity:
+        from vmm.engines.firecracker import jail as jailing
+
+        jailer = self.binary.with_name("jailer")
+        _refuse_missing(jailer, "Firecracker's jailer", f"sudo vmm setup --force; or: vmm set {plan.name} --no-jail")
+        jail = jailing.Jail(base=jails, program=self.binary.resolve(), id=plan.id)
+        detour = launch.Detour(
+            prepare=lambda: jailing.build(jail, plan),
+            argv=lambda: jailing.arguments(jail, plan, jailer=jailer),
+            pid=jail.pid,
+            ready=lambda: jailing.expose(jail, plan),
+        )
+        return launch.spawn_through(plan, detour, marker=jail.marker)
+
+    def markers(self, *, machine_id: str, socket: Path) -> tuple[str, ...]:
+        from vmm.engines.firecracker.jail import marker_of
+
+        return (marker_of(machine_id), str(socket))
+
+    def holes(self) -> tuple[str, ...]:
+        """Return what is published against this Firecracker and its jailer, a sentence each."""
+        from vmm.engines.firecracker import releases
+
+        version = releases.installed_version(self.binary)
+        return tuple(f"Firecracker {version} has {hole.name}: {hole.what}." for hole in releases.known_holes(version))
+
+    def clean_up(self, machine_id: str, *, jails: Path) -> None:
+        """Remove what an engine that has ended left: its jail, whatever release made it."""
+        from vmm.engines.firecracker import jail as jailing
+
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for program in sorted(jails.iterdir()):
+                jailing.demolish(jailing.Jail(base=jails, program=Path(program.name), id=machine_id))
 
     def await_running(self, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float) -> None:
         launch.await_running(
@@ -77,25 +116,10 @@ class FirecrackerEngine(Value):
         return True
 
 
-def configuration(plan: BootPlan) -> dict[str, object]:
-    """Return Firecracker's own description of a machine (its API's types, in one file)."""
-    boot: dict[str, object] = {"kernel_image_path": str(plan.kernel), "boot_args": plan.command_line}
-    if plan.initrd is not None:
-        boot["initrd_path"] = str(plan.initrd)
-    return {
-        "boot-source": boot,
-        "drives": [
-            {
-                "drive_id": f"disk{number}",
-                "path_on_host": str(disk.path),
-                # The kernel's root is named on its command line, where stage-1 reads it too.
-                "is_root_device": False,
-                "is_read_only": disk.read_only,
-                # What a guest flushed has reached the disk of the host.
-                "cache_type": "Writeback",
-            }
-            for number, disk in enumerate(plan.disks)
-        ],
-        "machine-config": {"vcpu_count": plan.cpus, "mem_size_mib": plan.memory_mib},
-        "network-interfaces": [{"iface_id": "eth0", "guest_mac": plan.mac, "host_dev_name": plan.tap}],
-    }
+def _refuse_missing(binary: Path, what: str, resolution: str) -> None:
+    if not os.access(binary, os.X_OK):
+        raise EngineError(
+            f"{what} is not on this host.",
+            details=f"{binary} is not a program that can be run.",
+            resolution=f"Install it: {resolution}",
+        )

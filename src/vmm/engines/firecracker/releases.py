@@ -1,5 +1,6 @@
 """What is known of Firecracker's releases: pinned digests, published holes, and what is fit for use."""
 
+import json
 import re
 from pathlib import Path
 
@@ -54,3 +55,12 @@ def version_of(binary: Path) -> str:
     """Return the version that a firecracker binary reports, such as `1.12.1`; raise HostError when it cannot be run."""
     words = process.run([str(binary), "--version"], timeout_s=10).stdout
     return ".".join(str(part) for part in parse(words))
+
+
+def installed_version(binary: Path) -> str:
+    """Return the version of an installed firecracker: as `setup` wrote it down beside it, else as it says itself."""
+    try:
+        facts = json.loads((binary.parent / "firecracker.json").read_text(encoding="utf-8"))
+        return str(facts["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return version_of(binary)

@@ -1,0 +1,186 @@
+"""vmm's supervisor: one small process a data directory, there while machines run, and gone with the last of them.
+
+It waits for engines to end and has `vmm settle` deal with each end; it keeps consoles and logs within their bounds; and
+it ends a Firecracker whose guest has powered off. It holds nothing that machines need: killed, it leaves them as they
+are, and the next command brings it back. Where systemd looks after machines it leaves their ends to their units.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from zlib import crc32
+
+from vmm import TYPE_CHECKING
+from vmm.errors import VmmError
+from vmm.host import files, identity, process, systemd
+from vmm.model.lifecycle import LIVE, is_waiting
+from vmm.model.machine import EngineName, Machine, Owner, UnreadableRecord
+from vmm.operations.observe import guest_is_off
+from vmm.operations.settle import due_in_s
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from vmm.app import HostSite
+    from vmm.config import Config
+
+_TICK_S = 0.5
+# The whole database is read again when it has changed, and this often all the same.
+_LOOK_AGAIN_S = 10.0
+# An end that someone else is to deal with is dealt with here when it was not within this.
+_PATIENCE_S = {Owner.SUPERVISOR: 0.0, Owner.FOREGROUND: 5.0, Owner.UNIT: 30.0}
+# What could not be settled (a full disk, a lock that is held) is tried again after this.
+_RETRY_S = 5.0
+
+
+def own_command(config: Config) -> list[str]:
+    """Return the argument list that runs this very vmm on this data directory, whatever the environment."""
+    command = [sys.executable, "-I", "-m", "vmm", "--data-dir", str(config.paths.data_dir)]
+    return [*command, "--config", str(config.file)] if config.file.exists() else command
+
+
+def ensure(site: HostSite) -> None:
+    """Start the supervisor unless one is there."""
+    paths = site.config.paths
+    if files.is_locked(paths.supervisor):
+        return
+    command = [*own_command(site.config), "supervise"]
+    if site.units is not None:
+        name = f"vmm-supervisor-{crc32(str(paths.data_dir).encode()):08x}"
+        systemd.run_supervisor(command, name=name)
+        return
+    files.make_dir(paths.logs)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(paths.logs / "supervisor.log", flags, 0o600), "wb") as log:
+        process.spawn(command, marker="supervise", streams=process.Streams(output=log, errors=log))
+
+
+def supervise(site: HostSite) -> None:
+    """Watch until no machine runs or waits. Returns at once where another supervisor is at it."""
+    path = site.config.paths.supervisor
+    while (lock := files.try_lock(path)) is not None:
+        try:
+            _Watch(site).until_idle()
+        finally:
+            os.close(lock)
+        # A machine may have been started after the last look, by a command that still found us here.
+        if not any(machine.state in LIVE for machine in _machines(site)):
+            return
+
+
+def _machines(site: HostSite) -> list[Machine]:
+    return [record for record in site.store.machines() if not isinstance(record, UnreadableRecord)]
+
+
+class _Watch:
+    def __init__(self, site: HostSite) -> None:
+        self._site = site
+        self._machines: list[Machine] = []
+        self._stamp: object = None
+        self._looked = -_LOOK_AGAIN_S
+        self._fds: dict[str, tuple[int, int]] = {}  # name -> pidfd, pid
+        self._gone: dict[str, float] = {}  # name -> since when its engine is seen to be gone
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._retry: dict[str, float] = {}
+        self._consoles: dict[str, tuple[int, bool]] = {}  # name -> size, whether its end was looked at
+
+    def until_idle(self) -> None:
+        poller = select.poll()
+        while True:
+            self._look(poller)
+            if not any(machine.state in LIVE for machine in self._machines) and not self._children:
+                return
+            for machine in self._machines:
+                if machine.state in LIVE:
+                    self._attend(machine, poller)
+            # A pidfd that is ready says that its engine has ended.
+            for fd, _ in poller.poll(_TICK_S * 1000):
+                self._forget(next(name for name, (known, _) in self._fds.items() if known == fd), poller)
+                self._looked = -_LOOK_AGAIN_S
+            self._reap()
+
+    def _look(self, poller: select.poll) -> None:
+        try:
+            there = self._site.config.paths.database.stat()
+            stamp = (there.st_mtime_ns, there.st_ino, there.st_size)
+            if stamp == self._stamp and time.monotonic() - self._looked < _LOOK_AGAIN_S:
+                return
+            self._machines = _machines(self._site)
+            self._stamp, self._looked = stamp, time.monotonic()
+        except (OSError, VmmError) as error:
+            # A database that cannot be read now (held, full, being restored) is no reason to leave the machines alone.
+            print(error, file=sys.stderr, flush=True)  # noqa: T201  # its own log
+            return
+        live = {machine.name: machine.process.pid for machine in self._machines if machine.process is not None}
+        for name, (_, pid) in list(self._fds.items()):
+            if live.get(name) != pid:
+                self._forget(name, poller)
+
+    def _attend(self, machine: Machine, poller: select.poll) -> None:
+        if is_waiting(machine):
+            late = -due_in_s(machine) if due_in_s(machine) else time.time() - machine.supervision.due_at
+            if late >= _PATIENCE_S[machine.supervision.owner]:
+                self._settle(machine.name)
+            return
+        if machine.process is None:
+            return
+        if machine.name not in self._fds and not self._watch(machine, poller):
+            since = self._gone.setdefault(machine.name, time.monotonic())
+            if time.monotonic() - since >= _PATIENCE_S[machine.supervision.owner]:
+                self._settle(machine.name)
+            return
+        self._gone.pop(machine.name, None)
+        if machine.process.marker:
+            self._tend(machine)
+
+    def _watch(self, machine: Machine, poller: select.poll) -> bool:
+        """Open a pidfd of the machine's process; False when that is gone."""
+        assert machine.process is not None  # noqa: S101  # asked before
+        try:
+            fd = os.pidfd_open(machine.process.pid)
+        except OSError:
+            return False
+        # Opened first: what is seen now is what the descriptor stands for.
+        if not identity.is_alive(machine.process):
+            os.close(fd)
+            return False
+        self._fds[machine.name] = (fd, machine.process.pid)
+        poller.register(fd, select.POLLIN)
+        return True
+
+    def _forget(self, name: str, poller: select.poll) -> None:
+        fd, _ = self._fds.pop(name)
+        poller.unregister(fd)
+        os.close(fd)
+
+    def _tend(self, machine: Machine) -> None:
+        """Keep the console bounded, and end an engine whose guest is off: Firecracker's outlives it."""
+        name, site_files = machine.name, self._site.files
+        try:
+            site_files.trim(name)
+            size = site_files.console(name).stat().st_size
+        except OSError:
+            return
+        before, looked = self._consoles.get(name, (-1, False))
+        # A console that still grows is not at its end; one that stands still is looked at once.
+        if size == before and not looked and machine.spec.engine is EngineName.FIRECRACKER:
+            if guest_is_off(site_files.last_words(name)) and machine.process is not None:
+                identity.kill(machine.process)
+            looked = True
+        self._consoles[name] = (size, looked if size == before else False)
+
+    def _settle(self, name: str) -> None:
+        if name in self._children or time.monotonic() < self._retry.get(name, 0.0):
+            return
+        self._children[name] = process.child([*own_command(self._site.config), "settle", name])
+
+    def _reap(self) -> None:
+        for name, child in list(self._children.items()):
+            if child.poll() is not None:
+                del self._children[name]
+                self._retry[name] = time.monotonic() + (_RETRY_S if child.returncode else 0.0)
+                self._gone.pop(name, None)
+                self._looked = -_LOOK_AGAIN_S

@@ -1,0 +1,61 @@
+"""What happens inside a machine's systemd unit: its start, and its end."""
+
+from __future__ import annotations
+
+from vmm import TYPE_CHECKING
+from vmm.errors import NotFoundError, VmmError
+from vmm.host import systemd
+from vmm.model.event import EventKind
+from vmm.model.lifecycle import is_waiting
+from vmm.model.machine import MachineState, Owner
+from vmm.operations.settle import restart_waiting, settle
+from vmm.operations.start import Mode, start
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmm.app import HostSite
+
+
+def start_in_unit(site: HostSite, name: str, *, error_file: Path, overcommit: bool) -> int:
+    """Start a machine as the process of this unit, and tell systemd its pid.
+
+    The first time `vmm start` asks for it; later systemd does, by the machine's restart policy, and then the machine
+    must be waiting for it: one that was stopped meanwhile ends its unit instead.
+    """
+    units = site.machine_units()
+    machine = site.store.machine(name)
+    try:
+        if units.is_asked_for(name):
+            machine = start(site, name, Mode(owner=Owner.UNIT, overcommit=overcommit)).machine
+        elif is_waiting(machine):
+            machine = restart_waiting(site, name, owner=Owner.UNIT)
+        else:
+            units.give_up(machine)
+            return 0
+    except VmmError as error:
+        systemd.write_error(error_file, error)
+        raise
+    if machine.process is not None:
+        units.write_pid(name, machine.process.pid)
+    return 0
+
+
+def ended_in_unit(site: HostSite, name: str) -> int:
+    """Settle a machine whose unit has ended; the exit code tells systemd whether that was a failure to be mended.
+
+    A machine that someone stops or deletes is in good hands, and those hold its lock.
+    """
+    try:
+        machine = site.store.machine(name)
+    except NotFoundError:
+        return 0
+    if machine.state is MachineState.STOPPING or not machine.wanted:
+        return 0
+    found = settle(site, name)
+    if not found.waits:
+        return 0
+    if found.end is EventKind.REBOOTED:
+        site.machine_units().again(found.machine)
+        return 0
+    return 1

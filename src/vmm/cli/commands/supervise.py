@@ -1,0 +1,37 @@
+"""`vmm settle` and `vmm supervise`: what vmm and systemd call, and no person needs to."""
+
+import click
+
+from vmm.cli.options import Command, settings
+
+
+@click.command("settle", cls=Command)
+@click.argument("name")
+@click.option("--owner", type=click.Choice(["unit"]), help="Who calls it.")
+def settle_command(name: str, owner: str | None) -> int:
+    """Record how a machine ended, and start it again where it is to be."""
+    from vmm.app import require_root
+    from vmm.model.names import valid_name
+
+    valid_name(name)
+    require_root("settle")
+    site = settings().site()
+    if owner == "unit":
+        from vmm.app.units import ended_in_unit
+
+        return ended_in_unit(site, name)
+    from vmm.operations.settle import restart_waiting, settle
+
+    if settle(site, name).waits:
+        restart_waiting(site, name, owner=None)
+    return 0
+
+
+@click.command("supervise", cls=Command)
+def supervise_command() -> None:
+    """Watch the machines that run, until none does."""
+    from vmm.app import require_root
+    from vmm.app.supervise import supervise
+
+    require_root("supervise")
+    supervise(settings().site())

@@ -1,0 +1,192 @@
+"""Firecracker's jail: a directory a machine that holds what its engine may see, and nothing else.
+
+The jailer copies itself in no order that anyone could rely on, follows what it finds (CVE-2026-1386), takes a directory
+that is there for its own and cleans nothing up. So vmm makes the directory, checks it, fills it and removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+
+from vmm import TYPE_CHECKING
+from vmm.errors import HostError
+from vmm.host import files
+from vmm.model.value import Value
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmm.model.engine import BootPlan
+
+# Firecracker opens its disks, its tap, KVM, its socket and its log: some twenty descriptors.
+_NO_FILE = 1024
+_MIB = 1024 * 1024
+_KERNEL, _INITRD, _CONFIG, _LOG = "vmlinux", "initrd", "config.json", "log"
+
+
+class Jail(Value):
+    """One machine's jail. `program` is firecracker's real path; the jailer names the directory after it."""
+
+    base: Path
+    program: Path
+    id: str
+
+    @property
+    def directory(self) -> Path:
+        return files.confined(files.confined(self.base, self.program.name), self.id)
+
+    @property
+    def root(self) -> Path:
+        return self.directory / "root"
+
+    @property
+    def socket(self) -> Path:
+        """The API socket, as the host sees it; inside it is `marker`."""
+        return self.root / f"{self.id}.sock"
+
+    @property
+    def marker(self) -> str:
+        return marker_of(self.id)
+
+    def pid(self) -> int:
+        """Return the engine's pid as the jailer wrote it down; OSError or ValueError where it did not."""
+        return int((self.root / f"{self.program.name}.pid").read_text(encoding="ascii"))
+
+
+def marker_of(machine_id: str) -> str:
+    """Return the argument that only the jailed engine of this machine has: the name of its socket inside."""
+    return f"/{machine_id}.sock"
+
+
+def build(jail: Jail, plan: BootPlan) -> None:
+    """Make the jail afresh, with all that the engine needs in it by hard links, so that nothing is copied.
+
+    Raises:
+        HostError: someone else can write where it would stand, something that is not ours stands there, or a file
+            cannot be placed in it.
+    """
+    try:
+        refuse_unsafe(jail.base)
+        files.make_dir(jail.directory.parent, mode=0o700)
+        demolish(jail)
+        jail.directory.mkdir(mode=0o700)
+        jail.root.mkdir(mode=0o700)
+        _place(plan.kernel, jail.root / _KERNEL)
+        if plan.initrd is not None:
+            _place(plan.initrd, jail.root / _INITRD, owner=plan.uid)
+        for number, disk in enumerate(plan.disks):
+            _place(disk.path, jail.root / f"disk{number}", owner=plan.uid)
+        _place(plan.log, jail.root / _LOG, owner=plan.uid)
+        fd = os.open(jail.root / _CONFIG, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as stream:
+            os.fchown(fd, plan.uid, plan.uid)
+            stream.write(json.dumps(_inside(plan)))
+    except OSError as error:
+        raise HostError(
+            f"The jail of {plan.name!r} cannot be made.",
+            details=str(error),
+            resolution="Check the data directory and the room in it: vmm doctor",
+        ) from error
+
+
+def arguments(jail: Jail, plan: BootPlan, *, jailer: Path) -> list[str]:
+    """Return the jailer's argument list. The cgroup is inherited: the jailer is given none to make."""
+    # The console is a file too: its bound is far below that of any disk.
+    most = max((disk.path.stat().st_size for disk in plan.disks), default=0)
+    return [
+        str(jailer), "--id", jail.id, "--exec-file", str(jail.program),
+        "--uid", str(plan.uid), "--gid", str(plan.uid), "--chroot-base-dir", str(jail.base),
+        "--new-pid-ns", "--cgroup-version", "1",
+        "--resource-limit", f"no-file={_NO_FILE}", "--resource-limit", f"fsize={max(most, 64 * _MIB)}",
+        "--", "--api-sock", jail.marker, "--config-file", f"/{_CONFIG}", "--log-path", f"/{_LOG}", "--level", "Error",
+    ]  # fmt: skip
+
+
+def expose(jail: Jail, plan: BootPlan) -> bool:
+    """Give the API socket its place among the others, root's alone; False while it is not there yet.
+
+    What lies in the jail is its engine's to replace. So it is opened without following anything, looked at, and linked
+    as what was looked at.
+    """
+    try:
+        fd = os.open(jail.socket, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, f"{jail.socket} is no socket")
+        there = f"/proc/self/fd/{fd}"
+        os.chown(there, 0, plan.socket_group or 0)
+        os.chmod(there, 0o660 if plan.socket_group is not None else 0o600)  # noqa: PTH101  # of the descriptor
+        # Python calls the link(2) that follows nothing unless it is given a directory, which an absolute path ignores.
+        os.link(there, plan.socket, src_dir_fd=fd, follow_symlinks=True)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise HostError(
+            f"The API socket of {plan.name!r} cannot be reached.",
+            details=str(error),
+            resolution=f"Stop it (vmm stop --force {plan.name}), and look at {jail.root}.",
+        ) from error
+    finally:
+        os.close(fd)
+    return True
+
+
+def demolish(jail: Jail) -> None:
+    """Remove the jail with all that is in it; none is no error. HostError for one that vmm did not make."""
+    try:
+        there = jail.directory.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != 0:
+        raise HostError(
+            "Something that is not vmm's stands where a jail is to be.",
+            details=f"{jail.directory} is {stat.filemode(there.st_mode)}, of user {there.st_uid}; it was left alone.",
+            resolution=f"Look at it, then remove it: rm -r {jail.directory}",
+        )
+    files.remove_tree(jail.directory, unmount=True)
+
+
+def refuse_unsafe(base: Path) -> None:
+    """Raise HostError where anyone but root could put something in the way to the jails (parents included)."""
+    if not base.is_dir():
+        files.make_dir(base, mode=0o700)
+    real = base.resolve()
+    for path in (real, *real.parents):
+        there = path.lstat()
+        shared = there.st_mode & 0o022
+        # In a sticky directory (/tmp) nobody can replace what is root's.
+        if there.st_uid != 0 or (shared and (path == real or not there.st_mode & stat.S_ISVTX)):
+            raise HostError(
+                "Jails cannot stand in this data directory.",
+                details=f"{path} is {stat.filemode(there.st_mode)}, of user {there.st_uid}: others can write there.",
+                resolution=f"Make it root's alone (chown root {path}; chmod go-w {path}), or give another --data-dir.",
+            )
+
+
+def _inside(plan: BootPlan) -> dict[str, object]:
+    """Return Firecracker's configuration with the paths as they are inside."""
+    from vmm.engines.firecracker.configuration import configuration
+
+    initrd = None if plan.initrd is None else f"/{_INITRD}"
+    return configuration(
+        plan, kernel=f"/{_KERNEL}", initrd=initrd, disks=[f"/disk{number}" for number in range(len(plan.disks))]
+    )
+
+
+def _place(source: Path, target: Path, *, owner: int | None = None) -> None:
+    """Let `source` be seen at `target`: by a hard link, or where that cannot be by a bind mount."""
+    if owner is not None:
+        os.chown(source, owner, owner, follow_symlinks=False)
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        from vmm.host import mounts
+
+        mounts.bind(source, target, read_only=owner is None)

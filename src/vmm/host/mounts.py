@@ -1,0 +1,32 @@
+"""Bind mounts, where a hard link cannot be: a file of another file system in a jail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vmm.host import process
+
+
+def bind(source: Path, target: Path, *, read_only: bool) -> None:
+    """Show the file `source` at `target` as well. Raises HostError when the kernel refuses."""
+    target.touch(mode=0o600)
+    process.run(["mount", "--bind", str(source), str(target)])
+    if read_only:
+        process.run(["mount", "-o", "remount,bind,ro", str(target)])
+
+
+def below(path: Path) -> list[Path]:
+    """Return the mounts at `path` and below it, the innermost first."""
+    inside = f"{path.resolve()}/"
+    found: list[Path] = []
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
+        target = line.split(" ")[1].encode().decode("unicode_escape")
+        if f"{target}/".startswith(inside):
+            found.append(Path(target))
+    return found[::-1]
+
+
+def unmount_below(path: Path) -> None:
+    """Take off every mount at `path` and below it. Raises HostError where one is held."""
+    for target in below(path):
+        process.run(["umount", str(target)])

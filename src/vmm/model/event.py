@@ -1,0 +1,38 @@
+"""What happened to machines, as it is remembered."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from vmm.model.value import Value
+
+
+class EventKind(StrEnum):
+    CREATED = "created"
+    CHANGED = "changed"
+    STARTED = "started"
+    STOPPED = "stopped"
+    ENDED = "ended"  # by its guest: powered off
+    REBOOTED = "rebooted"  # by its guest
+    FAILED = "failed"
+    RESTARTING = "restarting"
+    GAVE_UP = "gave-up"
+    REPAIRED = "repaired"
+    DELETED = "deleted"
+
+
+class Happening(Value):
+    """What is to be remembered: `detail` says how or why."""
+
+    kind: EventKind
+    detail: str = ""
+
+
+class Event(Value):
+    """One line of `vmm events`. `id` grows; `at` is UTC in ISO 8601."""
+
+    id: int
+    at: str
+    machine: str
+    kind: EventKind
+    detail: str

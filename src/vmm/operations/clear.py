@@ -1,0 +1,31 @@
+"""What a machine has of its host while it runs, taken back."""
+
+from __future__ import annotations
+
+import contextlib
+
+from vmm import TYPE_CHECKING
+from vmm.errors import NotFoundError, VmmError
+
+if TYPE_CHECKING:
+    from vmm.model.machine import Machine
+    from vmm.model.site import Site
+
+
+def release(site: Site, machine: Machine) -> None:
+    """Take back what a running machine has of the host's network; what is gone already is no error."""
+    with contextlib.suppress(NotFoundError):
+        site.network.detach(machine.lease, site.store.forwards(machine.name))
+
+
+def clear_away(site: Site, machine: Machine) -> None:
+    """Remove what an engine that has ended left: its socket, its jail, its cgroup.
+
+    What cannot be removed now (a mount that is held, a process the kernel has not let go) does not keep a machine from
+    being stopped; the next start, delete or reconcile takes it.
+    """
+    site.files.unlink_socket(machine.name)
+    with contextlib.suppress(VmmError):
+        site.engine(machine.spec.engine).clean_up(machine.id, jails=site.jails)
+    with contextlib.suppress(VmmError):
+        site.processes.remove_group(machine.id)

@@ -1,0 +1,149 @@
+"""What becomes of a machine whose engine has ended: its end is recorded, and its restart policy decides."""
+
+from __future__ import annotations
+
+import time
+
+from vmm import TYPE_CHECKING
+from vmm.errors import VmmError
+from vmm.model.event import EventKind, Happening
+from vmm.model.lifecycle import LIVE, is_waiting
+from vmm.model.limits import HEALTHY_S, RESTARTS_MOST, restart_delay_s
+from vmm.model.machine import Machine, MachineState, Owner, RestartPolicy, Supervision
+from vmm.model.value import Value, replace
+from vmm.operations.clear import clear_away, release
+from vmm.operations.observe import End, how_it_ended, observed
+from vmm.operations.start import Mode, start
+
+if TYPE_CHECKING:
+    from vmm.model.site import Site
+
+# Whoever holds a machine's lock longer than this is at work on it, and knows of its end.
+_LOCK_S = 10.0
+
+
+class Settled(Value):
+    """What was found. `end` is None for a machine that had not just ended; `waits` for one that is to be restarted."""
+
+    machine: Machine
+    end: EventKind | None
+    waits: bool
+
+
+def settle(site: Site, name: str) -> Settled:
+    """Record the end of a machine whose engine is gone, take back what it had, and decide on its restart.
+
+    One that runs, or whose end is recorded, is left as it is.
+    """
+    with site.store.lock(name, timeout_s=_LOCK_S):
+        machine = site.store.machine(name)
+        seen = observed(site, machine)
+        if machine.state not in LIVE or seen.state in LIVE:
+            return Settled(machine=seen, end=None, waits=is_waiting(machine))
+        end = how_it_ended(site, machine)
+        release(site, machine)
+        clear_away(site, machine)
+        waits = _record(site, machine, end)
+        return Settled(machine=site.store.machine(name), end=end.kind, waits=waits)
+
+
+def restart_waiting(site: Site, name: str, *, owner: Owner | None) -> Machine:
+    """Start a machine that waits for its restart, once it is due; a failure of that is another end.
+
+    Raises:
+        VmmError: it could not be started; what is to come is recorded.
+    """
+    machine = site.store.machine(name)
+    while is_waiting(machine) and (left := due_in_s(machine)) > 0:
+        time.sleep(min(left, 1.0))
+        machine = site.store.machine(name)
+    try:
+        return start(site, name, Mode(owner=owner, again=True)).machine
+    except VmmError as error:
+        with site.store.lock(name, timeout_s=_LOCK_S):
+            failed = site.store.machine(name)
+            if failed.state is MachineState.FAILED and failed.wanted:
+                # The start has counted and cleared; what is left is to wait again, or to give up.
+                counted = replace(failed, supervision=machine.supervision)
+                _record(site, counted, End(state=failed.state, reason=error.brief, kind=EventKind.FAILED))
+        raise
+
+
+def due_in_s(machine: Machine) -> float:
+    """Return the seconds until a waiting machine is to be started; 0 when it is due."""
+    left = machine.supervision.due_at - time.time()
+    # A clock that was set back must not put off a restart for as long as it was set back.
+    return max(0.0, left) if left <= 2 * restart_delay_s(RESTARTS_MOST) else 0.0
+
+
+def _record(site: Site, machine: Machine, end: End) -> bool:
+    """Record an end, and whether the machine is to be started again; return that."""
+    wish = _wish(machine, end)
+    if wish is None:
+        # A power-off is its guest's will, and a reboot of the host does not undo it; a failure is no one's.
+        wanted = False if end.kind is EventKind.ENDED else None
+        kind, detail = end.kind, end.reason
+        if _is_restarted(machine, end) and machine.wanted and machine.state is not MachineState.STOPPING:
+            kind, detail = EventKind.GAVE_UP, f"{RESTARTS_MOST} restarts in a row were in vain; {end.reason}"
+        site.store.record(
+            machine.name,
+            end.state,
+            process=None,
+            reason=detail,
+            wanted=wanted,
+            event=Happening(kind=kind, detail=detail),
+        )
+        return False
+    if end.kind is not EventKind.REBOOTED:
+        reason = f"{end.reason}; restart {wish.restarts} of {RESTARTS_MOST}"
+    else:
+        reason = end.reason
+    site.store.record(
+        machine.name,
+        MachineState.STARTING,
+        process=None,
+        reason=f"{reason}; it is started again",
+        supervision=wish,
+        event=Happening(kind=end.kind if end.kind is EventKind.REBOOTED else EventKind.RESTARTING, detail=reason),
+    )
+    return True
+
+
+def _is_restarted(machine: Machine, end: End) -> bool:
+    match machine.spec.restart:
+        case RestartPolicy.NO:
+            return end.kind is EventKind.REBOOTED
+        case RestartPolicy.ON_FAILURE:
+            return end.kind in (EventKind.REBOOTED, EventKind.FAILED)
+        case RestartPolicy.ALWAYS:
+            return True
+
+
+def _wish(machine: Machine, end: End) -> Supervision | None:
+    """Return when the machine is to be started again, None when it is not.
+
+    A guest's reboot is no failure, and is not counted; one that reboots all the time is slowed down.
+    """
+    if not machine.wanted or machine.state is MachineState.STOPPING or not _is_restarted(machine, end):
+        return None
+    ran_s = _ran_s(machine)
+    before = 0 if ran_s >= HEALTHY_S else machine.supervision.restarts
+    if end.kind is EventKind.REBOOTED:
+        delay = 0.0 if ran_s >= _QUICK_S else restart_delay_s(1)
+        return replace(machine.supervision, restarts=before, due_at=int(time.time() + delay))
+    if before >= RESTARTS_MOST:
+        return None
+    return replace(machine.supervision, restarts=before + 1, due_at=int(time.time() + restart_delay_s(before)))
+
+
+# A guest that reboots within this of its start does so in a loop.
+_QUICK_S = 10.0
+
+
+def _ran_s(machine: Machine) -> float:
+    import calendar
+
+    if machine.started_at is None:
+        return 0.0
+    began = calendar.timegm(time.strptime(machine.started_at, "%Y-%m-%dT%H:%M:%SZ"))
+    return max(0.0, time.time() - began)

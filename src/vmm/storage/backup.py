@@ -1,0 +1,334 @@
+"""Copies of the database: kept before each migration and by `vmm db backup`, put back by `vmm db restore`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import sqlite3
+import time
+
+from vmm import TYPE_CHECKING
+from vmm.errors import StateError
+from vmm.host import files
+from vmm.model.value import Value
+from vmm.storage import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+
+# Of each kind: those that were asked for, and those that migrations made.
+MOST = 10
+_COPY = r"vmm-(v[0-9]+-)?([0-9]{8}T[0-9]{6}Z)-[0-9a-f]{6}\.db"
+# What SQLite keeps beside a database, and takes for its own wherever it finds it under that name.
+_COMPANIONS = ("-journal", "-wal", "-shm")
+_BUSY_S = 5.0
+_POLL_S = 0.02
+# Where SQLite locks a database, whatever is in the file (sqlite3.c: PENDING_BYTE and the 511 bytes behind it).
+_LOCK_BYTES = (0x40000000, 512)
+_PROBLEMS = 5
+
+
+class Condition(Value):
+    """What was found in a database; a version of 0 is a file that holds nothing.
+
+    `problems` are SQLite's own words for what is damaged, `orphans` the number of forwards that lead to no machine.
+    `unreachable` is why nothing could be found out, empty where it could.
+    """
+
+    version: int = 0
+    machines: int = 0
+    orphans: int = 0
+    problems: tuple[str, ...] = ()
+    unreachable: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        return not self.problems and not self.orphans and 0 < self.version <= schema.VERSION
+
+
+class Copy(Value):
+    """A copy of the database: `made_at` is part of its name, `by_hand` whether it was asked for."""
+
+    path: Path
+    made_at: str
+    by_hand: bool
+
+
+def keep(connection: sqlite3.Connection, path: Path, *, version: int) -> Path:
+    """Keep a copy of the open database of schema `version` beside it, in `backups/`; return the copy's path."""
+    return _copy(connection, path, prefix=f"vmm-v{version}-")
+
+
+def save(path: Path) -> Path:
+    """Keep a copy of the database because it was asked for; return its path.
+
+    Raises:
+        StateError: there is none, it is damaged (a copy would only take the place of a good one), or there is no room.
+    """
+    if not path.exists():
+        raise StateError(
+            "There is no database to back up.",
+            details=f"{path} is not there: no machine was created yet, or it was removed.",
+            resolution="See what lies on disk: vmm db check",
+        )
+    found = examine(path)
+    if found.problems or found.unreachable:
+        raise StateError(
+            f"The database {path} is damaged, and was not backed up.",
+            details=found.unreachable or found.problems[0],
+            resolution="See what is left of it: vmm db check; put an earlier one back: sudo vmm db restore",
+        )
+    with _told(path), contextlib.closing(open_for_reading(path)) as connection:
+        return _copy(connection, path, prefix="vmm-")
+
+
+def copies(path: Path) -> list[Copy]:
+    """Return the copies of the database `path`, the newest first. PermissionError for a user who may not see them."""
+    found: list[tuple[str, int, Copy]] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for entry in (path.parent / "backups").iterdir():
+            match = re.fullmatch(_COPY, entry.name)
+            if match:
+                copy = Copy(path=entry, made_at=_readable(match[2]), by_hand=match[1] is None)
+                # Within one second the file's own time decides.
+                found.append((match[2], entry.stat().st_mtime_ns, copy))
+    return [copy for _, _, copy in sorted(found, key=lambda row: row[:2], reverse=True)]
+
+
+def examine(path: Path) -> Condition:
+    """Look through a database file, from its first page to its last; nothing in it is changed."""
+    try:
+        path.stat()
+        with contextlib.closing(open_for_reading(path)) as connection:
+            return _condition(connection)
+    except FileNotFoundError:
+        return Condition()
+    except OSError as error:
+        return Condition(unreachable=str(error))
+    except sqlite3.Error as error:
+        if _code(error) == sqlite3.SQLITE_READONLY_ROLLBACK:
+            return Condition(
+                unreachable="a vmm command was killed while it wrote; the next one of root takes that back"
+            )
+        # The low byte of an extended code is the code itself.
+        if _code(error) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            return Condition(unreachable=str(error))
+        return Condition(problems=(str(error),))
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return SQLite's own code; 0 for what Python itself has against a row."""
+    return int(getattr(error, "sqlite_errorcode", 0))
+
+
+def _condition(connection: sqlite3.Connection) -> Condition:
+    # What is damaged may not even be text.
+    connection.text_factory = _text
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    said = [str(row[0]) for row in connection.execute(f"PRAGMA integrity_check({_PROBLEMS})")]
+    problems = tuple(line for line in said if line != "ok")
+    if problems or version == 0:
+        return Condition(version=version, problems=problems)
+    (machines,) = connection.execute("SELECT count(*) FROM machines").fetchone()
+    orphans = len(connection.execute("PRAGMA foreign_key_check").fetchall())
+    return Condition(version=version, machines=machines, orphans=orphans)
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open a database for reading. One that a killed command left within a write is mended, where we may write it."""
+    # What a URI takes for its own is written as its code.
+    quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    connection = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None)
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if _code(error) != sqlite3.SQLITE_READONLY_ROLLBACK or not os.access(path, os.W_OK):
+            raise
+        return sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def draft_of(source: Path, database: Path) -> Generator[Path]:
+    """A copy of `source`, brought to this vmm's schema, to be put in the place of `database` within the block.
+
+    Raises:
+        StateError: `source` is damaged, no database of vmm's, or of a newer vmm; or the copy cannot be written.
+    """
+    found = examine(source)
+    if not found.is_good:
+        raise _unusable(source, found)
+
+    def fill(draft: Path) -> None:
+        with contextlib.closing(open_for_reading(source)) as connection:
+            connection.execute("VACUUM INTO ?", (str(draft),))
+        with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as connection:
+            schema.migrate(connection, str(source))
+
+    with draft_by(fill, database) as draft:
+        yield draft
+
+
+@contextlib.contextmanager
+def draft_by(fill: Callable[[Path], None], database: Path) -> Generator[Path]:
+    """A database that `fill` makes of an empty file, flushed; it is gone after the block unless it was put in place."""
+    files.make_dir(database.parent)
+    with files.staging_dir(database.parent, prefix=".restore") as staging:
+        draft = staging / database.name
+        with _told(database):
+            _empty(draft)
+            fill(draft)
+            draft.chmod(0o644)
+            _flush(draft)
+        yield draft
+
+
+def put_in_place(draft: Path, database: Path) -> Path | None:
+    """Put a draft in the place of the database; return where the one that was there is kept, None where there was none.
+
+    Killed at any step, either the old one is in place or the new one, and nothing of the old one is lost.
+    """
+    with _told(database), _held(database):
+        kept = None
+        if database.exists():
+            kept = database.with_name(f"{database.name}.damaged-{_stamp()}")
+            os.link(database, kept)
+        for companion in _COMPANIONS:
+            beside = database.with_name(database.name + companion)
+            if beside.exists():
+                # Left in place, SQLite would play it back into the new one.
+                if kept is not None:
+                    os.link(beside, kept.with_name(kept.name + companion))
+                beside.unlink()
+        _flush(database.parent)
+        draft.replace(database)
+        _flush(database.parent)
+    return kept
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
+
+
+def _copy(connection: sqlite3.Connection, path: Path, *, prefix: str) -> Path:
+    directory = files.make_dir(path.parent / "backups", mode=0o700)
+    copy = directory / f"{prefix}{_stamp()}.db"
+    with files.staging_dir(directory, prefix=".copy") as staging, _told(path):
+        partial = staging / copy.name
+        _empty(partial)
+        connection.execute("VACUUM INTO ?", (str(partial),))
+        # SQLite flushes no copy that it makes by VACUUM INTO.
+        _flush(partial)
+        partial.replace(copy)
+        _flush(directory)
+    by_hand = prefix == "vmm-"
+    for old in [found for found in copies(path) if found.by_hand is by_hand][MOST:]:
+        old.path.unlink(missing_ok=True)
+    return copy
+
+
+def _unusable(source: Path, found: Condition) -> StateError:
+    """Return the error for a copy that cannot be put back."""
+    if found.version > schema.VERSION:
+        details = f"A newer vmm wrote it: its schema has version {found.version}, this vmm knows {schema.VERSION}."
+    elif found.problems or found.unreachable:
+        details = found.unreachable or found.problems[0]
+    elif found.orphans:
+        details = f"{found.orphans} forward(s) in it have no machine."
+    else:
+        details = "There is nothing in it."
+    return StateError(
+        f"{source} cannot be put back.",
+        details=details,
+        resolution="Choose another (vmm db check lists them), or: sudo vmm db restore --rebuild",
+    )
+
+
+def _empty(path: Path) -> None:
+    """Make an empty file that is ours alone: VACUUM INTO fills one, but would make its own as the umask has it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    os.fchmod(fd, 0o600)
+    os.close(fd)
+
+
+def _flush(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _held(database: Path) -> Generator[None]:
+    """Keep every other process from reading or writing the database for the block, however damaged it is.
+
+    A process that had opened it before finds at its next write that the file has moved, and SQLite refuses that write.
+    """
+    try:
+        fd = os.open(database, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _BUSY_S
+        start, length = _LOCK_BYTES
+        while True:
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+                break
+            except (BlockingIOError, PermissionError) as error:
+                if time.monotonic() > deadline:
+                    raise StateError(
+                        "The database is in use.",
+                        details=f"{database} was held by another process for more than {_BUSY_S:.0f} s.",
+                        resolution=f"See who holds it (fuser {database}), then try again.",
+                    ) from error
+                time.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _told(database: Path) -> Generator[None]:
+    """Convert what SQLite and the system say of a copy that cannot be made."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise _cannot(database, str(error), full=_code(error) == sqlite3.SQLITE_FULL) from error
+    except sqlite3.DatabaseError as error:
+        raise StateError(
+            f"The database {database} is damaged.",
+            details=f"{error}. Running machines go on; nothing was changed.",
+            resolution="See what is left: vmm db check; then: sudo vmm db restore",
+        ) from error
+    except OSError as error:
+        raise _cannot(database, str(error), full=error.errno in (errno.ENOSPC, errno.EDQUOT)) from error
+
+
+def _cannot(database: Path, details: str, *, full: bool) -> StateError:
+    return StateError(
+        f"A copy of the database {database} cannot be made.",
+        details=f"{details}. The database itself is as it was.",
+        resolution="Make room on that file system: df -h shows it, vmm delete NAME frees some."
+        if full
+        else "Check the file system: is it mounted read-only? Then try again.",
+    )
+
+
+def _stamp() -> str:
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(3).hex()}"
+
+
+def _readable(stamp: str) -> str:
+    """Return a name's time as times are written elsewhere."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.strptime(stamp, "%Y%m%dT%H%M%SZ"))

@@ -1,0 +1,38 @@
+"""What happened to machines, in the database: bounded, the newest kept."""
+
+from __future__ import annotations
+
+from vmm import TYPE_CHECKING
+from vmm.model.clock import now
+from vmm.model.event import Event, EventKind, Happening
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+# Some 1.5 MB of rows: a year of a busy host. Older ones go as new ones come.
+MOST_EVENTS = 10_000
+_DETAIL_LETTERS = 500
+
+
+def remember(connection: sqlite3.Connection, machine: str, happening: Happening) -> None:
+    """Add an event within the caller's transaction, and let the oldest go."""
+    cursor = connection.execute(
+        "INSERT INTO events (at, machine, kind, detail) VALUES (?, ?, ?, ?)",
+        (now(), machine, happening.kind.value, happening.detail[:_DETAIL_LETTERS]),
+    )
+    connection.execute("DELETE FROM events WHERE id <= ?", ((cursor.lastrowid or 0) - MOST_EVENTS,))
+
+
+def recall(connection: sqlite3.Connection, *, machine: str | None, after: int, most: int) -> Sequence[Event]:
+    """Return the newest `most` events with an id above `after`, the oldest of them first."""
+    condition = "id > ?" if machine is None else "id > ? AND machine = ?"
+    values = (after,) if machine is None else (after, machine)
+    found = connection.execute(
+        f"SELECT id, at, machine, kind, detail FROM events WHERE {condition} ORDER BY id DESC LIMIT ?",  # noqa: S608
+        (*values, most),
+    ).fetchall()
+    return [
+        Event(id=number, at=at, machine=name, kind=EventKind(kind), detail=detail)
+        for number, at, name, kind, detail in reversed(found)
+    ]

@@ -1,0 +1,362 @@
+"""Failpoints: a vmm that is ended, interrupted or met by an error at one chosen boundary of its work.
+
+A boundary is the instant before a side effect: all before it has happened, it has not. Python's own audit events mark
+nearly all of them, so that nothing of vmm's has to know of this; what they do not tell (a flush, a write at an offset, a
+SQL statement, a netlink message, the return of a started program, the end of the process) is wrapped in the process at
+work. Boundaries are named by what happens and its occurrence, so that a name means the same in every run.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from enum import StrEnum
+
+KILLED = 73
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# Reading a link's flags, its address and its index changes nothing (linux/sockios.h).
+_ASKING_IOCTLS = {0x8913, 0x8915, 0x8933}
+_MS_REMOUNT = 32
+# What differs from run to run: a machine's id, the pid and random part of a working directory, of a temporary file.
+_VARYING = (
+    (re.compile(r"[0-9a-f]{32}"), "ID"),
+    (re.compile(r"-[0-9]+-[0-9a-f]{8}\b"), "-*"),
+    (re.compile(r"\.[0-9a-f]{12}\b"), ".*"),
+    (re.compile(r"/proc/[0-9]+"), "/proc/PID"),
+)
+_SQL_WRITES = re.compile(r"\s*(BEGIN|COMMIT|END|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|VACUUM|PRAGMA \w+ ?=)", re.I)
+# Of the connection, not of the file.
+_SQL_SETTINGS = re.compile(r"\s*PRAGMA (foreign_keys|busy_timeout|synchronous|temp_store|cache_size|query_only)", re.I)
+_SQL_WORDS = {
+    errno.EIO: "disk I/O error",
+    errno.EROFS: "attempt to write a readonly database",
+}
+# Taken before anything is wrapped, and looked up before the process forks.
+_exit, _write, _kill, _killpg = os._exit, os.write, os.kill, os.killpg
+_libc = ctypes.CDLL(None, use_errno=True)
+_mount = _libc.mount
+
+
+class Mode(StrEnum):
+    """What happens at the boundary."""
+
+    KILL = "kill -9"
+    INT = "Ctrl-C"
+    TERM = "SIGTERM"
+    EIO = "one EIO"
+    EROFS = "read-only from there on"
+    ENOSPC = "full from there on"
+    EMFILE = "no descriptor from there on"
+
+
+class Kind(StrEnum):
+    """What is about to happen."""
+
+    FILE = "a change below the data directory"
+    SQL = "a write to the database"
+    OTHER = "another side effect"
+    END = "the end of the process"
+
+
+_KINDS = {
+    Mode.KILL: set(Kind),
+    Mode.INT: set(Kind),
+    Mode.TERM: set(Kind),
+    Mode.EIO: {Kind.FILE, Kind.SQL},
+    Mode.EROFS: {Kind.FILE, Kind.SQL},
+    Mode.ENOSPC: {Kind.FILE, Kind.SQL, Kind.OTHER},
+    Mode.EMFILE: {Kind.FILE, Kind.SQL, Kind.OTHER},
+}
+
+
+def happens_at(mode: Mode, kind: Kind) -> bool:
+    return kind in _KINDS[mode]
+
+
+@dataclass(frozen=True)
+class Fault:
+    mode: Mode
+    key: str
+
+
+class Failpoints:
+    """The boundaries of this process. With a fault, it strikes at its key; without, they are only noted.
+
+    `report` is a descriptor that gets an F when the fault strikes, and at the end what was reached, as JSON.
+    """
+
+    def __init__(self, root: str, names: dict[str, str], *, fault: Fault | None, report: int) -> None:
+        self._root = root
+        self._names = names
+        self._fault = fault
+        self._report = report
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._busy: set[int] = set()
+        self._count: dict[str, int] = {}
+        self._reached: list[tuple[str, Kind]] = []
+        self._announced: list[str] = []
+        self.missed: list[str] = []
+        self._struck = False
+
+    def install(self) -> None:
+        """From here on this process strikes; there is no way back."""
+        sys.addaudithook(self._heard)
+        _wrap_calls(self)
+        _wrap_sqlite(self)
+        _wrap_netlink(self)
+        os._exit = self.leave
+
+    def leave(self, code: int) -> None:
+        """End the process, in the place of os._exit."""
+        if os.getpid() == self._pid:
+            self.reached("end", Kind.END)
+            told = {"reached": self._reached, "missed": self.missed}
+            _write(self._report, b"\n" + json.dumps(told).encode())
+        _exit(code)
+
+    def reached(self, label: str, kind: Kind, *, once: bool = False) -> None:
+        """A boundary; `once` for what is done again and again until it works: only the first time counts."""
+        thread = threading.get_ident()
+        if os.getpid() != self._pid or thread in self._busy:
+            return
+        for found, shown in self._names.items():
+            label = label.replace(found, shown)
+        for pattern, shown in _VARYING:
+            label = pattern.sub(shown, label)
+        with self._lock:
+            number = self._count[label] = self._count.get(label, 0) + 1
+            key = label if number == 1 else f"{label} #{number}"
+            if once and number > 1:
+                return
+            self._reached.append((key, kind))
+        if self._fault is None:
+            return
+        if key == self._fault.key and not self._struck:
+            self._struck = True
+            _write(self._report, b"F")
+            self._busy.add(thread)
+            try:
+                self._strike(label, kind)
+            finally:
+                self._busy.discard(thread)
+        elif self._struck and self._fault.mode is Mode.EROFS:
+            _refuse(label, kind, errno.EROFS)
+
+    def _strike(self, label: str, kind: Kind) -> None:
+        match self._fault.mode:
+            case Mode.KILL:
+                _exit(KILLED)
+            case Mode.INT:
+                # A terminal sends it to all of the foreground: the programs that vmm runs are hit too.
+                _killpg(self._pid, signal.SIGINT)
+            case Mode.TERM:
+                _kill(self._pid, signal.SIGTERM)
+            case Mode.EIO:
+                _refuse(label, kind, errno.EIO)
+            case Mode.EROFS:
+                _refuse(label, kind, errno.EROFS)
+            case Mode.ENOSPC:
+                fill(self._root)
+            case Mode.EMFILE:
+                lowest = os.dup(self._report)
+                os.close(lowest)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, lowest))
+
+    def _heard(self, event: str, arguments: tuple) -> None:
+        told = _EVENTS.get(event)
+        if told is not None and os.getpid() == self._pid:
+            told(self, event, arguments)
+
+    def opened(self, _event: str, arguments: tuple) -> None:
+        path, _, flags = arguments
+        if flags & _WRITES and not isinstance(path, int):
+            self.changed("open", path)
+
+    def path_event(self, event: str, arguments: tuple) -> None:
+        """An event of os: a path first, the descriptor of the directory it is relative to last where there is one."""
+        at = arguments[-1] if len(arguments) > 1 and event in ("os.mkdir", "os.rmdir", "os.remove") else -1
+        self.changed(event.removeprefix("os."), arguments[0], at=at)
+
+    def path_pair(self, event: str, arguments: tuple) -> None:
+        source, target = _path(arguments[0]), _path(arguments[1])
+        shown = self._shown(source) if event != "os.symlink" else source
+        where = Kind.FILE if self._is_inside(target) else Kind.OTHER
+        self.reached(f"{event.removeprefix('os.')} {shown} -> {self._shown(target)}", where)
+
+    def changed(self, what: str, path, *, at: int = -1) -> None:
+        whole = _path(path, at)
+        if whole.startswith(("/dev/null", "/dev/tty", "pipe:", "/memfd:", "socket:", "anon_inode:")):
+            return
+        self.reached(f"{what} {self._shown(whole)}", Kind.FILE if self._is_inside(whole) else Kind.OTHER)
+
+    def started(self, _event: str, arguments: tuple) -> None:
+        self.reached(f"exec {os.path.basename(_path(arguments[0]))}", Kind.OTHER)
+
+    def ioctl(self, _event: str, arguments: tuple) -> None:
+        if arguments[1] not in _ASKING_IOCTLS:
+            self.reached(f"ioctl {arguments[1]:#x}", Kind.OTHER)
+
+    def connected(self, _event: str, arguments: tuple) -> None:
+        family = arguments[0].family
+        where = _path(arguments[1]) if family == socket.AF_UNIX else family.name
+        self.reached(f"connect {self._shown(where)}", Kind.OTHER, once=True)
+
+    def bound(self, _event: str, arguments: tuple) -> None:
+        if arguments[0].family == socket.AF_UNIX:
+            self.changed("bind", arguments[1])
+
+    def signalled(self, event: str, arguments: tuple) -> None:
+        # Signal 0 only asks.
+        if arguments[1]:
+            self.reached(f"{event.removeprefix('os.')} {arguments[1]}", Kind.OTHER)
+
+    def announced(self, statement: str) -> None:
+        """A SQL statement is about to run."""
+        if _SQL_WRITES.match(statement) and not _SQL_SETTINGS.match(statement):
+            self._announced.append(statement)
+            self.reached(f"sql {' '.join(statement.split()[:3])}", Kind.SQL)
+
+    def traced(self, statement: str) -> None:
+        """SQLite runs a statement: one that nobody announced would have escaped the failpoints."""
+        if _SQL_WRITES.match(statement) and not _SQL_SETTINGS.match(statement):
+            # SQLite tells it with its values in place of the question marks.
+            if self._announced and self._announced[-1].split()[0].upper() == statement.split()[0].upper():
+                self._announced.pop()
+            else:
+                self.missed.append(statement)
+
+    def _is_inside(self, path: str) -> bool:
+        return path.startswith(f"{self._root}/")
+
+    def _shown(self, path: str) -> str:
+        return path.removeprefix(f"{self._root}/") if self._is_inside(path) else path
+
+
+_EVENTS = {
+    "open": Failpoints.opened,
+    **dict.fromkeys(
+        ("os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.chown", "os.truncate", "os.setxattr", "os.removexattr"),
+        Failpoints.path_event,
+    ),
+    **dict.fromkeys(("os.rename", "os.link", "os.symlink"), Failpoints.path_pair),
+    "subprocess.Popen": Failpoints.started,
+    "os.exec": Failpoints.started,
+    "fcntl.ioctl": Failpoints.ioctl,
+    "socket.connect": Failpoints.connected,
+    "socket.bind": Failpoints.bound,
+    "os.kill": Failpoints.signalled,
+    "os.killpg": Failpoints.signalled,
+    "signal.pthread_kill": Failpoints.signalled,
+}
+
+
+def fill(root: str) -> None:
+    """Leave no room, of bytes or of files, on the tmpfs at `root`: a real ENOSPC for every program, until `lift`."""
+    now = os.statvfs(root)
+    used = (now.f_blocks - now.f_bfree) * now.f_frsize
+    remount(root, f"size={used},nr_inodes={now.f_files - now.f_ffree}")
+
+
+def remount(root: str, options: str) -> None:
+    if _mount(b"tmpfs", root.encode(), b"tmpfs", ctypes.c_ulong(_MS_REMOUNT), options.encode()):
+        raise OSError(ctypes.get_errno(), f"remount {root} with {options}")
+
+
+def _refuse(label: str, kind: Kind, number: int) -> None:
+    if kind is Kind.SQL:
+        # What an INSERT into a read-only file and a COMMIT to a broken disk give; a ROLLBACK always works.
+        raise sqlite3.OperationalError(_SQL_WORDS[number])
+    if kind is Kind.FILE:
+        raise OSError(number, os.strerror(number), label)
+
+
+def _path(given, at: int = -1) -> str:
+    """Return the whole path of what a call was given: a path, one relative to a descriptor, or a descriptor."""
+    if isinstance(given, int):
+        return os.readlink(f"/proc/self/fd/{given}")
+    path = os.fsdecode(given)
+    if at >= 0 and not path.startswith("/"):
+        path = f"{os.readlink(f'/proc/self/fd/{at}')}/{path}"
+    return os.path.abspath(path)
+
+
+def _wrap_calls(points: Failpoints) -> None:
+    """Wrap what has a side effect and no audit event."""
+
+    def before(module, name: str) -> None:
+        call = getattr(module, name)
+
+        def wrapped(fd, *arguments, **named):
+            path = _path(fd)
+            if path.startswith("/"):
+                points.changed(name, path)
+            return call(fd, *arguments, **named)
+
+        setattr(module, name, wrapped)
+
+    for name in ("fsync", "fdatasync", "write", "writev", "pwrite", "pwritev", "posix_fallocate", "sendfile", "mknod"):
+        before(os, name)
+    send_signal = signal.pidfd_send_signal
+
+    def signalled(fd: int, number: int, *more) -> None:
+        if number:
+            points.reached(f"pidfd_send_signal {int(number)}", Kind.OTHER)
+        send_signal(fd, number, *more)
+
+    signal.pidfd_send_signal = signalled
+    begin = subprocess.Popen.__init__
+
+    def begun(self, argv, *arguments, **named) -> None:
+        begin(self, argv, *arguments, **named)
+        points.reached(f"started {os.path.basename(argv[0])}", Kind.OTHER)
+
+    subprocess.Popen.__init__ = begun
+
+
+def _wrap_sqlite(points: Failpoints) -> None:
+    class Announcing(sqlite3.Connection):
+        def execute(self, statement, *arguments):
+            points.announced(statement)
+            return super().execute(statement, *arguments)
+
+        def executemany(self, statement, *arguments):
+            points.announced(statement)
+            return super().executemany(statement, *arguments)
+
+        def backup(self, target, **named):
+            points.reached("sql backup", Kind.SQL)
+            return super().backup(target, **named)
+
+    connect = sqlite3.connect
+
+    def connected(database, *arguments, **named):
+        if str(database) == ":memory:":
+            return connect(database, *arguments, **named)
+        connection = connect(database, *arguments, **{"factory": Announcing, **named})
+        connection.set_trace_callback(points.traced)
+        return connection
+
+    sqlite3.connect = connected
+
+
+def _wrap_netlink(points: Failpoints) -> None:
+    from vmm.network import netlink
+
+    send = netlink._send
+
+    def sent(messages):
+        points.reached(f"netlink {'+'.join(str(message[0]) for message in messages)}", Kind.OTHER)
+        return send(messages)
+
+    netlink._send = sent
+

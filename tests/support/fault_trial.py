@@ -1,0 +1,316 @@
+"""One verb tried with one fault at every boundary: what it does without, and what is wrong after each."""
+
+import json
+import re
+import time
+from dataclasses import dataclass, field
+
+import fault_ground
+import fault_verbs
+from failpoints import KILLED, Fault, Kind, Mode, happens_at
+from fault_runner import Ended, Runner
+from fault_verbs import SMALL, Verb
+
+_CODES = {Mode.INT: 130, Mode.TERM: 143}
+# Of a machine as it is shown: what differs between two machines that are the same.
+_VOLATILE = {"id", "pid", "created_at", "started_at"}
+_LIVE = {"running", "paused", "stopping"}
+_GONE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A verb without a fault: its boundaries, and what the host shows after it and after all was deleted."""
+
+    boundaries: tuple[tuple[str, Kind], ...]
+    final: dict[str, object]
+    left: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a listing shows, and in what it differs from the host."""
+
+    rows: list[dict]
+    wrong: list[str]
+
+
+@dataclass
+class Result:
+    """What one verb and one mode gave. `wrong` has what was wrong by the boundary's key."""
+
+    verb: str
+    mode: str
+    boundaries: int = 0
+    wrong: dict[str, list[str]] = field(default_factory=dict)
+    seconds: float = 0.0
+    commands: int = 0
+
+
+class Trials:
+    """Trials on one ground. `paths` are of the files that verbs are given, `name` is the machine's."""
+
+    def __init__(self, ground: fault_ground.Ground, runner: Runner, paths: dict[str, str], name: str) -> None:
+        self.ground = ground
+        self.runner = runner
+        self.paths = paths
+        self.name = name
+        self._kept: dict[fault_verbs.Ground, fault_ground.Kept] = {}
+        self._clean: dict[str, Clean] = {}
+        self._dirty = True
+
+    def run(self, verb: Verb, mode: Mode) -> Result:
+        began, before = time.monotonic(), self.runner.count
+        result = Result(verb=verb.title, mode=mode.value)
+        clean = self._clean.get(verb.title) or self._recorded(verb, result)
+        if clean is not None:
+            self._clean[verb.title] = clean
+            keys = [(key, kind) for key, kind in clean.boundaries if happens_at(mode, kind)]
+            result.boundaries = len(keys)
+            for key, kind in keys:
+                if wrong := self.trial(verb, Fault(mode, key), kind, clean):
+                    result.wrong[key] = wrong
+        result.seconds = time.monotonic() - began
+        result.commands = self.runner.count - before
+        return result
+
+    def trial(self, verb: Verb, fault: Fault, kind: Kind, clean: Clean) -> list[str]:
+        """Run the verb with a fault, and return all that is wrong then, after a repetition, and after deleting all."""
+        engine = self.prepare(verb)
+        ended = self._vmm(verb, fault)
+        wrong = _wrong_end(ended, fault, kind)
+        wrong += [f"a program of it goes on: pid {pid}" for pid in self.ground.quiet(ended.session)]
+        # A full disk is still full when the state is asked for.
+        seen = self._looked(verb, engine)
+        wrong += seen.wrong
+        self.ground.lift()
+        if ended.code != 0:
+            again = self._vmm(verb)
+            if again.code != 0 and not (verb.done and re.search(verb.done, again.err, re.DOTALL)):
+                wrong.append(f"repeated: {again.words}")
+            seen = self._looked(verb, engine)
+            wrong += [f"repeated, then {text}" for text in seen.wrong]
+        wrong += _differences("repeated, it differs", clean.final, self._final(seen))
+        left_running = self._cleaned()
+        left = self.ground.inventory(self.name)
+        # Files are put back before each trial in any case.
+        self._dirty = bool(left_running) or any(left[part] != clean.left[part] for part in left.keys() - {"files", "rows"})
+        return wrong + left_running + _differences("all deleted, it differs", clean.left, left)
+
+    def prepare(self, verb: Verb) -> int | None:
+        """Make the ground as the verb is to find it; return the pid of the engine of a machine that runs."""
+        self.ground.lift()
+        if self._dirty or verb.cold:
+            self.ground.sweep()
+            self._dirty = False
+        if not verb.cold and "vmm-br0" not in self.ground.links():
+            self._keep(fault_verbs.Ground.SET_UP).back()
+            self._done("setup", "--no-kernel", "--no-image")
+        if verb.ground is not fault_verbs.Ground.RUNNING:
+            self._keep(verb.ground).back()
+            return None
+        self._keep(fault_verbs.Ground.STOPPED).back()
+        self._done("start", self.name)
+        self.ground.note_ids()
+        return self._listed()[0]["pid"]
+
+    def _recorded(self, verb: Verb, result: Result) -> Clean | None:
+        """Run the verb twice without a fault; it must do the same both times, and leave nothing that it should not."""
+        runs: list[Clean] = []
+        wrong: list[str] = []
+        for _ in range(2):
+            engine = self.prepare(verb)
+            ended = self._vmm(verb, watch=True)
+            if ended.code != 0:
+                wrong.append(ended.words)
+                break
+            wrong += [f"SQL that went past the failpoints: {statement}" for statement in ended.missed]
+            seen = self._looked(verb, engine)
+            wrong += seen.wrong
+            final = self._final(seen)
+            wrong += self._cleaned()
+            runs.append(Clean(ended.reached, final, self.ground.inventory(self.name)))
+        if len(runs) == 2:
+            first, second = (dict(run.boundaries) for run in runs)
+            wrong += [f"a boundary of one run only: {key}" for key in sorted(first.keys() ^ second.keys())]
+            wrong += _differences("twice done, it differs", runs[0].final, runs[1].final)
+            wrong += _differences("twice deleted, it differs", runs[0].left, runs[1].left)
+            wrong += _orphans(runs[0].left)
+        if wrong:
+            result.wrong["without a fault"] = wrong
+            self._dirty = True
+        return runs[0] if len(runs) == 2 else None
+
+    def _vmm(self, verb: Verb, fault: Fault | None = None, *, watch: bool = False) -> Ended:
+        values = {**self.paths, "name": self.name}
+        return self.runner.run([argument.format(**values) for argument in verb.argv], fault=fault, watch=watch)
+
+    def _done(self, *argv: str) -> Ended:
+        ended = self.runner.run(list(argv))
+        assert ended.code == 0, f"{argv}: {ended.words}"
+        return ended
+
+    def _listed(self) -> list[dict]:
+        asked = self.runner.ask("list", "--output", "json")
+        assert asked.code == 0, asked.words
+        return json.loads(asked.out)
+
+    def _keep(self, wanted: fault_verbs.Ground) -> fault_ground.Kept:
+        if wanted not in self._kept:
+            self._make(wanted)
+            self._kept[wanted] = self.ground.keep(wanted.name)
+        return self._kept[wanted]
+
+    def _make(self, wanted: fault_verbs.Ground) -> None:
+        grounds, paths = fault_verbs.Ground, self.paths
+        if wanted is grounds.BARE:
+            for entry in self.ground.root.iterdir():
+                raise AssertionError(f"{entry} is there before anything was done")
+            return
+        before = grounds.BARE if wanted is grounds.SET_UP else grounds.SET_UP
+        self._keep(before).back()
+        if wanted is grounds.SET_UP:
+            self._done("setup", "--no-kernel", "--no-image", "--firecracker", paths["firecracker"])
+            self._done("kernel", "import", paths["kernel"], "--name", "tiny", "--no-stage1")
+            self._done("kernel", "import", paths["kernel"], "--name", "stage1")
+            self._done("image", "import", paths["image"], "--name", "tiny")
+        elif wanted is grounds.LIBRARY:
+            self._done("kernel", "import", paths["kernel"], "--name", "other", "--no-stage1")
+            self._done("image", "import", paths["image"], "--name", "other")
+        else:
+            created = wanted is grounds.CREATED
+            more = ("--kernel", "stage1", "--user-data", paths["user_data"]) if created else ()
+            self._done("create", self.name, *SMALL, *more)
+            self._done("port-forward", "add", self.name, fault_verbs.FORWARD)
+            if not created:
+                self._done("start", self.name)
+                self._done("stop", self.name, "--force")
+        self.ground.note_ids()
+
+    def _final(self, looked: Looked) -> dict[str, object]:
+        """Return what the host shows after a verb; a temporary file that a crash left may wait for the end."""
+        shown = [{key: value for key, value in row.items() if key not in _VOLATILE} for row in looked.rows]
+        seen = self.ground.inventory(self.name)
+        files = {path: what for path, what in seen["files"].items() if not _is_temporary(path)}
+        return {**seen, "files": files, "machines": shown}
+
+    def _cleaned(self) -> list[str]:
+        """Delete every machine as a user would; return what is wrong then."""
+        ended = self.runner.run(["delete", "--all", "--force"])
+        wrong = [] if ended.code == 0 else [f"deleting all: {ended.words}"]
+        deadline = time.monotonic() + _GONE_S
+        while left := self.ground.processes():
+            if time.monotonic() > deadline:
+                return [*wrong, f"all deleted, these run: {list(left.values())}"]
+            time.sleep(0.003)
+        return wrong
+
+    def _looked(self, verb: Verb, engine: int | None) -> Looked:
+        """List the machines, and compare with the host."""
+        asked = self.runner.ask("list", "--output", "json")
+        if asked.code != 0:
+            return Looked([], [f"list: {asked.words}"])
+        rows = json.loads(asked.out)
+        self.ground.ids.update(row["id"] for row in rows if "id" in row)
+        processes = self.ground.processes()
+        wrong: list[str] = []
+        for row in rows:
+            engines = self.ground.engines(row["name"], row.get("id", ""), processes)
+            for pid in engines:
+                del processes[pid]
+            wrong += self._untrue_row(row, engines)
+        wrong += [f"a process of no machine: {argv}" for argv in processes.values() if not _is_supervisor(argv)]
+        if verb.leaves_running and [row["pid"] for row in rows] != [engine]:
+            wrong.append(f"the machine that ran as {engine} is {rows}")
+        if not any(row["name"] == self.name for row in rows):
+            asked = self.runner.ask("show", self.name)
+            if asked.code != 1 or "There is no machine" not in asked.err:
+                wrong.append(f"show of none: {asked.words}")
+        return Looked(rows, wrong + self._untrue_libraries())
+
+    def _untrue_row(self, row: dict, engines: list[int]) -> list[str]:
+        wrong: list[str] = []
+        state = row["state"]
+        if state in _LIVE:
+            if engines != [row["pid"]]:
+                wrong.append(f"list says {state} with pid {row['pid']}, its engines are {engines}")
+            if row["tap_device"] not in self.ground.links():
+                wrong.append(f"list says {state}, and there is no tap {row['tap_device']}")
+        elif engines or state in ("starting", "unreadable"):
+            wrong.append(f"list says {state} ({row['reason']}), its engines are {engines}")
+        asked = self.runner.ask("show", row["name"], "--output", "json")
+        if asked.code != 0 or json.loads(asked.out) != row:
+            wrong.append(f"show and list differ: {asked.words}, {row}")
+        return wrong
+
+    def _untrue_libraries(self) -> list[str]:
+        wrong: list[str] = []
+        for what, directory in (("image", "rootfs"), ("kernel", "kernels")):
+            path = self.ground.root / "images" / directory
+            there = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+            asked = self.runner.ask(what, "list", "--output", "json")
+            listed = json.loads(asked.out) if asked.code == 0 else None
+            if listed is None or any(row.get("damaged") for row in listed) or [row["name"] for row in listed] != there:
+                wrong.append(f"{what} list: {asked.words}; there are {there}")
+        return wrong
+
+
+def _wrong_end(ended: Ended, fault: Fault, kind: Kind) -> list[str]:
+    """Return what is wrong with how a command ended that met the fault."""
+    if not ended.struck:
+        return [f"the failpoint was never reached; {ended.words}"]
+    if fault.mode is Mode.KILL:
+        return [] if ended.code == KILLED else [f"it was killed and ended with {ended.words}"]
+    wrong = [f"a trace: {ended.err[-1500:]}"] if "Traceback" in ended.err else []
+    if fault.mode in _CODES:
+        # Nothing is left to be undone when all is done.
+        allowed = {_CODES[fault.mode], 0} if kind is Kind.END else {_CODES[fault.mode]}
+        return wrong if ended.code in allowed else [*wrong, f"{fault.mode.value}: {ended.words}"]
+    told = "Error: " in ended.err and "To mend it: " in ended.err
+    if ended.code not in (0, 1) or (ended.code == 1 and not told):
+        wrong.append(ended.words)
+    return wrong
+
+
+def _differences(when: str, wanted: dict, seen: dict) -> list[str]:
+    wrong: list[str] = []
+    for part in wanted.keys() | seen.keys():
+        one, other = wanted.get(part), seen.get(part)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+            wrong += [f"{when}: {part} {key}: {other.get(key)}, not {one.get(key)}" for key in keys]
+        elif part == "rules":
+            wrong.append(f"{when}: {_rules_differ(str(one), str(other))}")
+        else:
+            wrong.append(f"{when}: {part}: {other}, not {one}")
+    return wrong
+
+
+def _rules_differ(wanted: str, seen: str) -> str:
+    one, other = ({json.dumps(item) for item in json.loads(text)} for text in (wanted, seen))
+    return f"rules: has {sorted(other - one)}, not {sorted(one - other)}"
+
+
+def _orphans(left: dict) -> list[str]:
+    """Return what must not be there when every machine was deleted."""
+    wrong = [f"left: {path}" for path in left["files"] if _is_temporary(path)]
+    below = ("vms/", "sockets/", "jails/firecracker/", "state/locks/", "logs/")
+    wrong += [f"left: {path}" for path in left["files"] if path.startswith(below)]
+    wrong += [f"left: the link {link}" for link in left["links"] if link != "vmm-br0"]
+    wrong += [f"left: {count} rows in {table}" for table, count in left["rows"].items() if count]
+    wrong += [f"left: the mount {point}" for point in left["mounts"]]
+    wrong += [f"left: the cgroup {path}" for path in left["cgroups"]]
+    if '"elem"' in str(left["rules"]):
+        wrong.append("left: elements in the firewall")
+    return wrong
+
+
+def _is_temporary(path: str) -> bool:
+    hidden = any(part.startswith(".") for part in path.split("/"))
+    return (hidden and path != "ssh/.lock") or path.startswith("staging/")
+
+
+def _is_supervisor(argv: list[str]) -> bool:
+    return any("supervis" in argument for argument in argv)
