@@ -33,6 +33,8 @@ _VARYING = (
     (re.compile(r"\.[0-9a-f]{12}\b"), ".*"),
     (re.compile(r"/proc/[0-9]+"), "/proc/PID"),
 )
+# What is built or taken apart in a working directory counts as one piece of work, as the pieces of a copy do.
+_WORKING_TREE = re.compile(r"(staging/[a-z]+-\*/tree/).+")
 _SQL_WRITES = re.compile(r"\s*(BEGIN|COMMIT|END|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|VACUUM|PRAGMA \w+ ?=)", re.I)
 # Of the connection, not of the file.
 _SQL_SETTINGS = re.compile(r"\s*PRAGMA (foreign_keys|busy_timeout|synchronous|temp_store|cache_size|query_only)", re.I)
@@ -105,6 +107,7 @@ class Failpoints:
         self._count: dict[str, int] = {}
         self._reached: list[tuple[str, Kind]] = []
         self._announced: list[str] = []
+        self._traced = ""
         self.missed: list[str] = []
         self._struck = False
 
@@ -133,6 +136,8 @@ class Failpoints:
             label = label.replace(found, shown)
         for pattern, shown in _VARYING:
             label = pattern.sub(shown, label)
+        label, in_tree = _WORKING_TREE.subn(r"\1...", label)
+        once = once or in_tree > 0
         with self._lock:
             number = self._count[label] = self._count.get(label, 0) + 1
             key = label if number == 1 else f"{label} #{number}"
@@ -228,8 +233,9 @@ class Failpoints:
 
     def traced(self, statement: str) -> None:
         """SQLite runs a statement: one that nobody announced would have escaped the failpoints."""
-        if _SQL_WRITES.match(statement) and not _SQL_SETTINGS.match(statement):
-            # SQLite tells it with its values in place of the question marks.
+        # Told with its values in place of the question marks, and again for each table that it cascades to.
+        if statement != self._traced and _SQL_WRITES.match(statement) and not _SQL_SETTINGS.match(statement):
+            self._traced = statement
             if self._announced and self._announced[-1].split()[0].upper() == statement.split()[0].upper():
                 self._announced.pop()
             else:

@@ -19,6 +19,8 @@ from failpoints import Failpoints, Fault, Kind
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Longer than any command here takes; one that takes it hangs.
 _HANGS_S = 60.0
+# What an image here needs; its checksum takes most of the time of an import.
+_SIZE_MIB = 16
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,23 @@ def import_vmm() -> None:
     for name in ("concurrent.futures.thread", "difflib", "hashlib", "ipaddress", "select", "shlex", "shutil", "tempfile",
                  "tarfile", "threading", "zipfile", "rich.console", "rich.progress", "multiprocessing", "base64"):  # fmt: skip
         importlib.import_module(name)
+    _lighten()
     sys.dont_write_bytecode = True
     gc.collect()
     gc.freeze()
+
+
+def _lighten() -> None:
+    """Let what takes long and matters to no fault take less: compression, sizes of images, and waiting for a lock."""
+    from vmm.guest import stage1
+    from vmm.images import rootfs, sources
+    from vmm.storage import store
+
+    make_ext4 = sources.make_ext4
+    stage1._GZIP_LEVEL = 1
+    rootfs.SIZE_MIB = _SIZE_MIB
+    sources.make_ext4 = lambda tree, out, *, size_mib: make_ext4(tree, out, size_mib=size_mib or _SIZE_MIB)
+    store._BUSY_S = 0.2
 
 
 class Runner:

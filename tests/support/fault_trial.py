@@ -280,6 +280,8 @@ def _differences(when: str, wanted: dict, seen: dict) -> list[str]:
             continue
         if isinstance(one, dict) and isinstance(other, dict):
             keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+            # A directory stands for what is in it.
+            keys = [key for key in keys if key.rpartition("/")[0] not in keys]
             wrong += [f"{when}: {part} {key}: {other.get(key)}, not {one.get(key)}" for key in keys]
         elif part == "rules":
             wrong.append(f"{when}: {_rules_differ(str(one), str(other))}")

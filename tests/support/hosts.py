@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmm.host import cgroups
+
 LIBRARY = Path(os.environ.get("VMM_TEST_LIBRARY", ""))
 VMM = [str(Path(sys.executable).with_name("vmm"))]
 # Set aside for documentation (RFC 5737): no host routes it.
@@ -122,9 +124,14 @@ def a_host(name: str, directory: Path) -> Iterator[Host]:
             yield host
         finally:
             _save_words(host)
+            listed = host.vmm("list", "--output", "json", check=False).stdout
+            ids = {row.get("id") for row in json.loads(listed or "[]")}
             host.vmm("delete", "--all", "--force", check=False)
         host.vmm("teardown")
-        assert host.processes() == []
+        # The supervisor looks twice a second whether there is anything left to supervise.
+        wait_for(lambda: host.processes() == [], timeout=10, what="the end of every process")
+        assert ids.isdisjoint(cgroups.names())
+        assert list((host.data_dir / "jails").glob("*/*")) == []
         assert "vmm" not in host.run("ip", "-o", "link").stdout
         assert "vmm" not in host.run("nft", "list", "ruleset").stdout
         assert list((host.data_dir / "vms").glob("*")) == []

@@ -1,7 +1,10 @@
 """An HTTP server of release files with the faults of real ones: `release_server.py ROOT PORT`.
 
 The first part of a path says how it is served: `good`; `cut` ends the first answer to each file half-way and honours
-Range afterwards; `forever` always ends half-way; `away` redirects to another host; `slow` trickles.
+Range afterwards; `forever` always ends half-way; `slow` trickles. `refuses` ends half-way and then answers Range with
+416, `other` with another part than was asked for. `short`, `long` and `odd` lie about the length, `endless` names none
+and never ends. `drip` and `drip-head` send a byte now and then, of the content or of the head, without end. Those in
+REDIRECTS lead elsewhere. Checksums (.txt) are served well, but where the mode ends in `-all`.
 """
 
 import http.server
@@ -10,6 +13,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(sys.argv[1])
+REDIRECTS = {
+    "away": "http://192.0.2.9/{name}",
+    "file": "file:///etc/passwd",
+    "ftp": "ftp://127.0.0.1/{name}",
+    "loop": "/loop/{name}",
+    "nonsense": "http://[::1/{name}",
+}
 _asked: set[str] = set()
 
 
@@ -19,8 +29,12 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         mode, _, name = self.path.strip("/").partition("/")
         path = ROOT / name
-        if mode == "away":
-            self._head(302, 0, {"Location": f"http://192.0.2.9/{name}"})
+        if mode in REDIRECTS:
+            self._head(302, 0, {"Location": REDIRECTS[mode].format(name=name)})
+        elif mode in LIES and not name.endswith(".txt"):
+            LIES[mode](self, path.read_bytes())
+        elif mode.endswith("-all"):
+            LIES[mode.removesuffix("-all")](self, path.read_bytes())
         elif not path.is_file():
             self._head(404, 0, {})
         else:
@@ -45,6 +59,59 @@ class Answer(http.server.BaseHTTPRequestHandler):
         if cut:
             self.close_connection = True
 
+    def _refuses(self, content: bytes) -> None:
+        if self.headers.get("Range"):
+            self._head(416, 0, {"Content-Range": f"bytes */{len(content)}"})
+        else:
+            self._first_half(content)
+
+    def _other(self, content: bytes) -> None:
+        if self.headers.get("Range"):
+            rest = content[100:]
+            self._head(206, len(rest), {"Content-Range": f"bytes 100-{len(content) - 1}/{len(content)}"})
+            self.wfile.write(rest)
+        else:
+            self._first_half(content)
+
+    def _first_half(self, content: bytes) -> None:
+        """Only the first time; whoever begins anew gets all of it."""
+        self._head(200, len(content), {})
+        self.wfile.write(content if self.path in _asked else content[: len(content) // 2])
+        self.close_connection = self.path not in _asked
+        _asked.add(self.path)
+
+    def _short(self, content: bytes) -> None:
+        self._head(200, len(content) // 2, {})
+        self.wfile.write(content[: len(content) // 2])
+
+    def _long(self, content: bytes) -> None:
+        self._head(200, len(content) + 1000, {})
+        self.wfile.write(content)
+        self.close_connection = True
+
+    def _odd(self, content: bytes) -> None:
+        self._head(200, len(content), {"Content-Length": "many"})
+        self.wfile.write(content[: len(content) // 2])
+        self.close_connection = True
+
+    def _endless(self, content: bytes) -> None:
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(content)
+
+    def _drip(self, content: bytes) -> None:
+        self._head(200, len(content), {})
+        self._now_and_then(content)
+
+    def _drip_head(self, content: bytes) -> None:
+        self._now_and_then(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 1_000_000)
+
+    def _now_and_then(self, data: bytes) -> None:
+        for byte in data:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.1)
+
     def _head(self, code: int, length: int, fields: dict[str, str]) -> None:
         self.send_response(code)
         for name, value in {"Content-Length": str(length), **fields}.items():
@@ -55,6 +122,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
         pass
 
 
+LIES = {
+    "refuses": Answer._refuses, "other": Answer._other, "short": Answer._short, "long": Answer._long, "odd": Answer._odd,
+    "endless": Answer._endless, "drip": Answer._drip, "drip-head": Answer._drip_head,
+}  # fmt: skip
 server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Answer)
 print("ready", flush=True)
 server.serve_forever()

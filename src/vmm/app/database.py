@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.errors import ConflictError, StateError, VmmError
-from vmm.host import files
+from vmm.host import files, systemd
 from vmm.model import names
+from vmm.model.clock import now
 from vmm.model.event import EventKind, Happening
 from vmm.model.lifecycle import LIVE
-from vmm.model.machine import Machine, MachineState, UnreadableRecord
+from vmm.model.machine import Machine, MachineState, Owner, Supervision, UnreadableRecord
 from vmm.model.readiness import Check, CheckStatus
 from vmm.model.value import Value, replace
-from vmm.operations.observe import find_engine
 from vmm.storage import backup, rebuild, schema
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
-    from pathlib import Path
 
     from vmm.app import HostSite
     from vmm.model.machine import ProcessIdentity
@@ -66,8 +66,9 @@ def save(site: HostSite) -> Path:
 
 
 def is_good(site: HostSite) -> bool:
-    """Whether the database that is in place needs no mending."""
-    return _is_whole(site, site.config.paths.database)
+    """Whether the database that is in place needs no mending; that of a newer vmm is not ours to judge."""
+    path = site.config.paths.database
+    return backup.examine(path).version > schema.VERSION or _is_whole(site, path)
 
 
 def restore(site: HostSite, wish: Wish) -> Restored:
@@ -95,12 +96,11 @@ def restore(site: HostSite, wish: Wish) -> Restored:
             source, drafted = str(copy), backup.draft_of(copy, paths.database)
         with drafted as draft:
             kept = backup.put_in_place(draft, paths.database)
-        machines = _machines(site)
-        running = tuple(machine.name for machine in machines if _is_found(site, machine))
+        machines, running = _find_running(site)
     return Restored(
         source=source,
         kept=kept,
-        machines=len(machines),
+        machines=machines,
         running=running,
         left=left,
         network=_network(site) if running else None,
@@ -158,29 +158,42 @@ def _can_name_a_machine(name: str) -> bool:
     return False
 
 
-def _machines(site: HostSite) -> list[Machine]:
-    return [record for record in site.store.machines() if not isinstance(record, UnreadableRecord)]
+def _find_running(site: HostSite) -> tuple[int, tuple[str, ...]]:
+    """Return how many machines are recorded, and the names of those that run; rows that say otherwise are told."""
+    machines = [record for record in site.store.machines() if not isinstance(record, UnreadableRecord)]
+    names_of: dict[str, str] = {}
+    for machine in machines:
+        engine = site.engine(machine.spec.engine)
+        markers = engine.markers(machine_id=machine.id, socket=site.files.socket(machine.name))
+        names_of |= dict.fromkeys(markers, machine.name)
+    engines = {names_of[marker]: engine for marker, engine in site.processes.find_all(names_of).items()}
+    running = [machine for machine in machines if machine.name in engines]
+    running = [machine for machine in running if _is_its_own(site, machine, engines[machine.name])]
+    for machine in running:
+        engine = engines[machine.name]
+        if machine.state not in LIVE or machine.process != engine:
+            _record(site, machine, engine)
+    return len(machines), tuple(machine.name for machine in running)
 
 
-def _is_found(site: HostSite, machine: Machine) -> bool:
-    """Whether the machine runs, whatever the row says; if the row says otherwise, it is told."""
-    processes = site.processes
-    if machine.state in LIVE and machine.process and machine.process.marker and processes.is_alive(machine.process):
-        return True
-    engine = find_engine(site, machine)
-    if engine is None or not _is_its_own(site, machine, engine):
-        return False
-    from vmm.model.clock import now
-
+def _record(site: HostSite, machine: Machine, engine: ProcessIdentity) -> None:
     site.store.record(
         machine.name,
         MachineState.RUNNING,
         process=engine,
         wanted=True,
         started_at=machine.started_at or now(),
+        supervision=Supervision(owner=Owner.UNIT if _has_unit(machine, engine) else Owner.SUPERVISOR),
         event=Happening(kind=EventKind.REPAIRED, detail=f"found running (pid {engine.pid}) by db restore"),
     )
-    return True
+
+
+def _has_unit(machine: Machine, engine: ProcessIdentity) -> bool:
+    """Whether systemd runs the engine in the machine's own unit."""
+    try:
+        return systemd.unit_of(machine) in Path(f"/proc/{engine.pid}/cgroup").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def _is_its_own(site: HostSite, machine: Machine, engine: ProcessIdentity) -> bool:
@@ -192,6 +205,7 @@ def _network(site: HostSite) -> VmmError | None:
     """Bring the firewall to what the database says now; what keeps it from that does not undo the restoration."""
     try:
         site.network.reconcile(site.running_leases())
+        site.ensure_supervisor()
     except VmmError as error:
         return error
     return None

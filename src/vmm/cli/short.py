@@ -29,7 +29,10 @@ def run_short(arguments: Sequence[str]) -> int | None:
             return guarded(lambda: _list("table"))
         case ["list" | "ls", "--output", output] if output in _OUTPUTS:
             return guarded(lambda: _list(output))
-        case ["--data-dir", data_dir, *config, "supervise"] if config[:1] in ([], ["--config"]) and len(config) in (0, 2):
+        case ["--data-dir", data_dir, *config, "supervise"] if config[:1] in ([], ["--config"]) and len(config) in (
+            0,
+            2,
+        ):
             return guarded(lambda: _supervise(data_dir, *config[1:]))
         case ["start", name] if not name.startswith("-"):
             return guarded(lambda: _start(name))

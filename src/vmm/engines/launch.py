@@ -119,7 +119,8 @@ def words(plan: BootPlan) -> str:
     """Return the end of the engine's log, or of the console where an engine that failed early writes too."""
     for path in (plan.log, plan.console):
         with contextlib.suppress(OSError):
-            text = path.read_bytes()[-_WORDS_BYTES:].decode(errors="replace").strip()
+            # A console holds earlier boots too, each behind its mark.
+            text = path.read_bytes()[-_WORDS_BYTES:].decode(errors="replace").rpartition(" ===\n")[2].strip()
             if text:
                 return text
     return ""

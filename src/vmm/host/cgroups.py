@@ -278,18 +278,20 @@ def _hand_down(hierarchy: _Hierarchy, top: int, controllers: frozenset[str], ask
     """Let the groups below vmm's own have these controllers (version 2); HostError when those asked for stay out."""
     if controllers <= _handed_down(top):
         return
-    reasons: dict[str, str] = {}
+    why = f"{hierarchy.top}/cgroup.subtree_control does not keep it"
     with _opened(hierarchy.root) as root:
         for directory, path in ((root, hierarchy.root), (top, hierarchy.top)):
-            for controller in sorted(controllers - _handed_down(directory)):
-                try:
-                    ceilings.write_at(directory, "cgroup.subtree_control", f"+{controller}")
-                except OSError as error:
-                    reasons.setdefault(controller, f"{path}/cgroup.subtree_control: {error.strerror}")
+            words = " ".join(f"+{controller}" for controller in sorted(controllers - _handed_down(directory)))
+            try:
+                # In one write: alone, the CPU could be handed down by a group that holds processes, which then takes
+                # none below it. EBUSY is the kernel's no to such a group; the root of the whole host is none.
+                if words:
+                    ceilings.write_at(directory, "cgroup.subtree_control", words)
+            except OSError as error:
+                why = f"{path}/cgroup.subtree_control: {error.strerror}"
+                break
     for controller in sorted(asked - _handed_down(top)):
-        why = reasons.get(controller, f"{hierarchy.top}/cgroup.subtree_control does not keep it")
-        # EBUSY: only the root of the whole host may both hold processes and hand controllers down.
-        raise ceilings.refused(controller, f"The {controller} controller cannot be handed down to vmm's groups: {why}.")
+        raise ceilings.refused(controller, f"The {controller} controller is not handed down to vmm's groups: {why}.")
 
 
 def _handed_down(directory: int) -> set[str]:

@@ -244,7 +244,9 @@ def _run(commands: str, *, check: bool) -> int:
 
 
 def _no_nft(error: HostError) -> NetworkError:
-    return NetworkError(error.brief, details=error.details, resolution="sudo apt-get install nftables")
+    missing = isinstance(error.__cause__, FileNotFoundError)
+    resolution = "sudo apt-get install nftables" if missing else error.resolution
+    return NetworkError(error.brief, details=error.details, resolution=resolution)
 
 
 def _iptables_listing() -> str:

@@ -92,21 +92,17 @@ def machine_of(row: Columns) -> Machine:
         limits=_limits(limits),
         restart=_RESTARTS[restart],
     )
-    process = None
-    if pid is not None:
-        process = ProcessIdentity(boot_id=boot_id, pid=pid, start_ticks=start_ticks, marker=marker)
     return Machine(
         id=identity,
         spec=spec,
-        # ipaddress would do, at ten times the cost.
-        lease=Lease(
-            address=f"{address >> 24}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}", mac=mac, tap=tap
-        ),
+        lease=Lease(address=_dotted(address), mac=mac, tap=tap),
         state=_STATES[state],
         wanted=wanted == 1,
         created_at=created_at,
         started_at=started_at,
-        process=process,
+        process=None
+        if pid is None
+        else ProcessIdentity(boot_id=boot_id, pid=pid, start_ticks=start_ticks, marker=marker),
         reason=reason,
         supervision=_supervision(owner, restarts, due_at),
     )
@@ -181,6 +177,11 @@ def forward_of(row: Row) -> PortForward:
         host_port=_number(host_port),
         guest_port=_number(guest_port),
     )
+
+
+def _dotted(address: int) -> str:
+    # ipaddress would do, at ten times the cost.
+    return f"{address >> 24}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
 
 
 @functools.cache

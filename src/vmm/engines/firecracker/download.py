@@ -1,9 +1,11 @@
 """Downloads that are bounded in size and in time, resumed, and never seen half-done."""
 
 import contextlib
+import errno
 import hashlib
 import http.client
 import os
+import re
 import socket
 import threading
 import urllib.error
@@ -34,22 +36,18 @@ class _Deadline:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._lock = threading.Lock()
         self._handles: list[socket.socket] = []
         self.over = False
 
     @contextlib.contextmanager
     def running(self) -> Generator[None]:
-        timer = threading.Timer(self._seconds, self._end)
+        timer = threading.Timer(self.seconds, self._end)
         timer.daemon = True
         timer.start()
         try:
             yield
-        except _BROKEN as error:
-            if self.over:
-                raise TimeoutError(f"it took longer than {self._seconds:.0f} s") from error
-            raise
         finally:
             timer.cancel()
             for handle in self._handles:
@@ -119,9 +117,12 @@ def fetch_text(url: str) -> str:
     deadline = _Deadline(_TEXT_S)
     try:
         with deadline.running(), _open(url, start=0, deadline=deadline) as answer:
-            return answer.read(_TEXT_BYTES).decode("ascii", errors="replace")
+            text = answer.read(_TEXT_BYTES)
+            if deadline.over:  # what has come is a part of it
+                raise TimeoutError
+            return text.decode("ascii", errors="replace")
     except _BROKEN as error:
-        raise _failed(url, error) from error
+        raise _failed(url, error, deadline) from error
 
 
 def fetch(url: str, out: Path, *, most: int, step: Step) -> None:
@@ -133,7 +134,7 @@ def fetch(url: str, out: Path, *, most: int, step: Step) -> None:
     """
     last: Exception | None = None
     deadline = _Deadline(_FETCH_S)
-    with contextlib.suppress(TimeoutError), deadline.running():
+    with deadline.running():
         for _ in range(_TRIES):
             try:
                 _append(url, out, most=most, step=step, deadline=deadline)
@@ -143,10 +144,8 @@ def fetch(url: str, out: Path, *, most: int, step: Step) -> None:
                     break
             else:
                 return
-    if deadline.over:
-        last = TimeoutError(f"it took longer than {_FETCH_S:.0f} s")
     out.unlink(missing_ok=True)
-    raise _failed(url, last) from last
+    raise _failed(url, last, deadline) from last
 
 
 def sha256_of(path: Path) -> str:
@@ -172,32 +171,41 @@ def _append(url: str, out: Path, *, most: int, step: Step, deadline: _Deadline) 
             out.unlink(missing_ok=True)
         raise
     with answer, out.open("ab") as stream:
-        if have and not _goes_on(answer, have):
+        first = _first_byte(answer)
+        if first != have:
             stream.truncate(0)
+            if first != 0:
+                raise http.client.HTTPException("it sent another part than was asked for")
             have = 0
         length = answer.headers.get("Content-Length", "")
         expected = have + int(length) if length.isdecimal() else None
+        _refuse_more(url, expected or 0, most)
         while chunk := answer.read(_CHUNK):
             have += len(chunk)
-            if have > most:
-                out.unlink(missing_ok=True)
-                raise EngineError(
-                    f"{url} is refused.", details=f"It is larger than {most} bytes.", resolution="Check the address."
-                )
+            _refuse_more(url, have, most)
             stream.write(chunk)
             step.advance(len(chunk))
         if expected is not None and have != expected:
             raise http.client.IncompleteRead(b"", expected - have)
 
 
-def _goes_on(answer: http.client.HTTPResponse, have: int) -> bool:
-    """Whether an answer begins with the byte that was asked for, rather than with the file's first or some other one."""
-    begins = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-    return answer.status == http.client.PARTIAL_CONTENT and begins
+def _first_byte(answer: http.client.HTTPResponse) -> int:
+    """Return which byte of the file an answer begins with; -1 where it does not say."""
+    if answer.status != http.client.PARTIAL_CONTENT:
+        return 0
+    match = re.match(r"bytes ([0-9]{1,15})-", answer.headers.get("Content-Range", ""))
+    return int(match[1]) if match else -1
+
+
+def _refuse_more(url: str, size: int, most: int) -> None:
+    if size > most:
+        raise EngineError(
+            f"{url} is refused.", details=f"It is larger than {most} bytes.", resolution="Check the address."
+        )
 
 
 def _worth_another_try(error: Exception) -> bool:
-    """Whether the network, the server, or what it was asked to go on with may be at fault; what it refuses it refuses."""
+    """Whether network, server, or what it was asked to go on with may be at fault; what it refuses it refuses."""
     return not isinstance(error, urllib.error.HTTPError) or error.code >= 500 or error.code == 416
 
 
@@ -211,9 +219,13 @@ def _open(url: str, *, start: int, deadline: _Deadline) -> Any:  # noqa: ANN401 
     return urllib.request.build_opener(_SafeRedirects, *handlers).open(request, timeout=_SILENCE_S)
 
 
-def _failed(url: str, error: Exception | None) -> HostError:
+def _failed(url: str, error: Exception | None, deadline: _Deadline) -> HostError:
+    late = f"it took longer than {deadline.seconds:.0f} s"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return HostError(
         f"{url} cannot be fetched.",
-        details=str(error) or repr(error),
-        resolution="Check the network, or give the file by path: sudo vmm setup --firecracker FILE",
+        details=late if deadline.over else str(error) or repr(error),
+        resolution="Make room on the file system of the data directory: df -h"
+        if full
+        else "Check the network, or give the file by path: sudo vmm setup --firecracker FILE",
     )

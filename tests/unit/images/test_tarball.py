@@ -1,0 +1,252 @@
+"""Archives: what GNU tar writes is read as GNU tar reads it; whatever else comes, nothing but a refusal comes of it."""
+
+import io
+import os
+import random
+import shutil
+import stat
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmm.errors import ImageError
+from vmm.images.packed import packing_of
+from vmm.images.sparse import BadArchive
+from vmm.images.tarball import TarReader, shown
+from vmm.images.unpack import room_for_tree, unpack
+
+
+class Silent:
+    def note(self, text: str) -> None:
+        pass
+
+
+def unpacked(archive: Path, tree: Path) -> Path:
+    unpack(archive, packing_of(archive.read_bytes()[:8]), tree, progress=Silent())
+    return tree
+
+
+def facts(top: Path) -> dict[str, tuple[object, ...]]:
+    """Return all that is to be known of what lies below a directory, but for its own times."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(top.rglob("*")):
+        info = path.lstat()
+        what: object = None
+        if path.is_symlink():
+            what = os.readlink(path)
+        elif path.is_file():
+            what = (info.st_size, info.st_blocks * 512 < info.st_size, path.read_bytes()[: 1 << 21])
+        names = os.listxattr(path, follow_symlinks=False)
+        marks = {key: os.getxattr(path, key, follow_symlinks=False) for key in names if key.startswith("user.")}
+        times = (info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns // 10**9, info.st_nlink)
+        found[str(path.relative_to(top))] = (*times, what, marks)
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with everything that a tar can say."""
+    top = tmp_path_factory.mktemp("source")
+    (top / "a/b").mkdir(parents=True)
+    (top / "a/plain").write_bytes(os.urandom(70_001))
+    os.link(top / "a/plain", top / "a/b/hard")
+    (top / "a/link").symlink_to("../nowhere")
+    (top / "a/far").symlink_to("/etc/" + "x" * 180)
+    os.mkfifo(top / "a/fifo")
+    deep = top / "a" / Path(*["d" * 50] * 7)
+    deep.mkdir(parents=True)
+    (deep / ("f" * 160)).write_text("deep")
+    (top / "a/-rf").write_text("")
+    (top / "a/new\nline \xfc").write_text("odd")
+    Path(os.fsdecode(os.fsencode(top / "a") + b"/latin \xfc")).write_text("older")
+    (top / "a/plain").chmod(0o4755)
+    (top / "a/b").chmod(0o2750)
+    with (top / "a/sparse").open("wb") as made:
+        for number in range(60):
+            made.seek(number * 30_000_000)
+            made.write(os.urandom(4096))
+    with (top / "a/hole").open("wb") as made:
+        made.truncate(1 << 30)
+    os.utime(top / "a/-rf", ns=(0, -2_500_000_000))
+    for path in (top / "a/plain", top / "a/b"):
+        os.setxattr(path, "user.note", b"one=1\n\0two")
+    return top
+
+
+FORMATS = ["gnu", "gnu -S", "oldgnu -S", "posix", "posix -S --sparse-version=0.0", "posix -S --sparse-version=0.1",
+           "posix -S --sparse-version=1.0 --xattrs", "ustar", "posix -S --gzip", "posix -S --xz", "posix -S --bzip2",
+           "posix -S --zstd"]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", FORMATS)
+def test_what_gnu_tar_writes_is_read_as_gnu_tar_reads_it(source: Path, tmp_path: Path, options: str) -> None:
+    archive, theirs = tmp_path / "t.tar", tmp_path / "theirs"
+    theirs.mkdir()
+    argv = ["tar", "-cf", str(archive), *f"--format={options}".split(), "-C", str(source)]
+    if "-S" not in options:
+        argv += ["--exclude=sparse", "--exclude=hole"]
+    if "ustar" in options:
+        argv += ["--exclude=ddd*", "--exclude=far", "--exclude=-rf"]
+    subprocess.run([*argv, "."], check=True)
+    subprocess.run(["tar", "-xpf", archive, "-C", theirs, "--xattrs"], check=True, stderr=subprocess.DEVNULL)
+    ours = unpacked(archive, tmp_path / "ours")
+    assert facts(ours) == facts(theirs)
+    assert len(facts(ours)) >= 10
+
+
+def test_what_python_writes_is_read(source: Path, tmp_path: Path) -> None:
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        archive = tmp_path / "t.tar"
+        with tarfile.open(archive, "w", format=form) as made:
+            made.add(source / "a/plain", "plain")
+            made.add(source / "a/b", "dir", recursive=False)
+        found = facts(unpacked(archive, tmp_path / str(form)))
+        assert found["plain"][5] == (70_001, False, (source / "a/plain").read_bytes())
+        assert stat.S_IMODE(found["dir"][0]) == 0o2750
+
+
+def build(*members: tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=form) as archive:
+        for member in members:
+            info, content = member if isinstance(member, tuple) else (member, b"")
+            info.size = info.size or len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return made.getvalue()
+
+
+def member(name: str, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
+
+
+def with_header(data: bytes, at: int, value: bytes) -> bytes:
+    """Return an archive whose first header is changed, with a checksum that is right again."""
+    block = bytearray(data[:512])
+    block[at : at + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + data[512:]
+
+
+def sparse_form_1(numbers: str) -> bytes:
+    told = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "f", "GNU.sparse.realsize": "2000"}
+    content = numbers.encode().replace(b",", b"\n") + b"\n"
+    return build((member("x", pax_headers=told), content + b"\0" * (-len(content) % 512) + b"c" * 512))
+
+
+def sparse_form_0(table: str, **more: str) -> bytes:
+    told = {"GNU.sparse.map": table, "GNU.sparse.size": "2000", "GNU.sparse.numblocks": "1", **more}
+    return build((member("f", pax_headers=told), b"c" * 512))
+
+
+PLAIN = build((member("f"), b"content"))
+MALFORMED: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "nothing": ("cut off", lambda: b""),
+    "no end": ("cut off", lambda: PLAIN[:1024]),
+    "cut content": ("cut off", lambda: PLAIN[:600]),
+    "cut header": ("cut off", lambda: PLAIN[:300]),
+    "only an end": ("no entry", lambda: b"\0" * 10240),
+    "checksum": ("checksum", lambda: PLAIN[:10] + b"!" + PLAIN[11:]),
+    "no octal size": ("is no number", lambda: with_header(PLAIN, 124, b"12 3456789\0")),
+    "negative size": ("where none can be", lambda: with_header(PLAIN, 124, b"\xff" * 12)),
+    "endless size": ("room|cut off", lambda: with_header(PLAIN, 124, b"\x80" + b"\x7f" * 11)),
+    "owner -1": ("has the owner", lambda: with_header(PLAIN, 108, b"\x80\0\0\0\xff\xff\xff\xff")),
+    "unknown kind": ("kind that vmm does not know", lambda: with_header(PLAIN, 156, b"M")),
+    "dump directory": ("kind that vmm does not know", lambda: with_header(PLAIN, 156, b"D")),
+    "sized link": ("symbolic link with a size", lambda: build((member("l", type=b"2", linkname="x"), b"y" * 512))),
+    "sized directory": ("directory with a size", lambda: build((member("d/", type=b"0"), b"y" * 512))),
+    "sized hard link": ("hard link with a size", lambda: with_header(PLAIN, 156, b"1")),
+    "huge header": ("header of", lambda: with_header(with_header(PLAIN, 124, b"00040000000\0"), 156, b"x")),
+    "huge name": ("header of", lambda: with_header(with_header(PLAIN, 124, b"77777777777\0"), 156, b"L")),
+    "record without equals": ("pax header", lambda: pax(b"10 abcdef\n")),
+    "record too long": ("pax header", lambda: pax(b"99 a=bcde\n")),
+    "record too short": ("pax header", lambda: pax(b"5 a=bcdef\n")),
+    "record of nothing": ("pax header", lambda: pax(b"0 a=b\n")),
+    "record without length": ("pax header", lambda: pax(b"a=b\n")),
+    "digits without end": ("pax header", lambda: pax(b"1" * 100_000)),
+    "path with a zero": ("zero byte", lambda: pax(b"14 path=a\0../b\n"[:14] + b"")),
+    "time that is none": ("time", lambda: build(member("f", pax_headers={"mtime": "1e400"}))),
+    "size that is none": ("is no number", lambda: build(member("f", pax_headers={"size": "0x10"}))),
+    "owner that is none": ("is no number", lambda: build(member("f", pax_headers={"uid": "-1"}))),
+    "sparse overlap": ("overlap", lambda: sparse_form_0("0,300,200,212")),
+    "sparse beyond": ("beyond its end", lambda: sparse_form_0("1900,512")),
+    "sparse too little": ("are stored", lambda: sparse_form_0("0,100")),
+    "sparse odd": ("map is damaged", lambda: sparse_form_0("0,512,3")),
+    "sparse words": ("is no number", lambda: sparse_form_0("0,x")),
+    "sparse unknown": ("form that vmm", lambda: build(member("f", pax_headers={"GNU.sparse.major": "2"}))),
+    "sparse map too long": ("longer than its content", lambda: sparse_form_1("900" + ",0,0" * 900)),
+    "sparse many": ("pieces", lambda: sparse_form_1("999999999,0")),
+    "sparse map digits": ("map is damaged", lambda: sparse_form_1("1" * 600)),
+}  # fmt: skip
+
+
+def pax(records: bytes) -> bytes:
+    """Return an archive with a pax header of exactly these bytes."""
+    head = with_header(build(member("h", size=len(records))), 156, b"x")[:512]
+    return head + records + b"\0" * (-len(records) % 512) + PLAIN
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_what_is_malformed_is_refused(tmp_path: Path, kind: str) -> None:
+    words, make = MALFORMED[kind]
+    archive = tmp_path / "t.tar"
+    archive.write_bytes(make())
+    with pytest.raises(ImageError, match="is refused") as caught:
+        unpacked(archive, tmp_path / "tree")
+    assert any(word in caught.value.details for word in words.split("|")), caught.value.details
+
+
+@pytest.mark.fault(8)
+def test_damaged_archives_give_nothing_but_refusals(source: Path, tmp_path: Path) -> None:
+    """Random bytes of good archives are changed, headers' above all; every outcome is success or a refusal."""
+    originals = []
+    for options in ("gnu -S", "oldgnu -S", "posix -S --sparse-version=0.0", "posix -S --sparse-version=1.0 --xattrs"):
+        archive = tmp_path / "t.tar"
+        argv = ["tar", "-cf", str(archive), *f"--format={options}".split(), "-C", str(source), "--exclude=hole", "."]
+        subprocess.run(argv, check=True)
+        originals.append(archive.read_bytes())
+    refused = 0
+    for case in range(300):
+        dice = random.Random(case)
+        data = bytearray(dice.choice(originals))
+        headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
+        start = dice.choice(headers)
+        for _ in range(dice.randint(1, 4)):
+            data[start + dice.randrange(1024)] = dice.choice([0, 32, 47, 46, 48, 55, 128, 255, dice.randrange(256)])
+        if dice.random() < 0.7:  # else the checksum would see it, mostly
+            data[start : start + 512] = with_header(bytes(data[start : start + 512]), 0, b"")[:512]
+        refused += not read_through(bytes(data))
+    assert 50 < refused < 300
+
+
+def read_through(data: bytes) -> bool:
+    reader = TarReader(io.BytesIO(data))
+    try:
+        for entry in reader:
+            if entry.size < 1 << 32:
+                for _ in reader.content():
+                    pass
+    except BadArchive:
+        return False
+    return True
+
+
+@pytest.mark.fault(9)
+def test_what_may_be_taken_leaves_room_for_the_image_and_the_host(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    assert room_for_tree(tmp_path) < free / 2
+
+
+@pytest.mark.fault(8)
+def test_names_are_shown_so_that_no_terminal_obeys_them() -> None:
+    said = shown(b"\x1b]0;evil\x07\xff\xe2\x80\xae" + b"x" * 500)
+    assert said.isascii()
+    assert said.isprintable()
+    assert len(said) < 220
