@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from vmm.host import cgroups
 
 LIBRARY = Path(os.environ.get("VMM_TEST_LIBRARY", ""))
 VMM = [str(Path(sys.executable).with_name("vmm"))]
+# A machine with the tiny guest (conftest's `add_tiny`) on Firecracker.
+SMALL = ("--kernel", "tiny", "--image", "tiny", "--disk", "256", "--memory", "128", "--engine", "firecracker")
 # Set aside for documentation (RFC 5737): no host routes it.
 OUTSIDE_HOST, OUTSIDE_WORLD = "192.0.2.1", "192.0.2.2"
 METADATA = "169.254.169.254"
@@ -63,6 +66,29 @@ class Host:
     def machine(self, name: str) -> dict:
         return self.json("show", name)
 
+    def start(self, name: str, *arguments: str) -> int:
+        """Start a machine and return its engine's pid."""
+        self.vmm("start", name, *arguments)
+        return self.machine(name)["pid"]
+
+    def events(self, name: str) -> list[tuple[str, str]]:
+        """Return what happened to a machine, as (kind, detail), the oldest first."""
+        return [(event["kind"], event["detail"]) for event in self.json("events", name)]
+
+    def console(self, name: str) -> str:
+        path = self.data_dir / "logs" / f"{name}.console"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def sql(self, statement: str, *values) -> list[tuple]:
+        """Run a statement on the database behind vmm's back."""
+        with contextlib.closing(sqlite3.connect(self.data_dir / "state" / "vmm.db", timeout=10)) as connection:
+            found = connection.execute(statement, values).fetchall()
+            connection.commit()
+            return found
+
+    def links(self) -> str:
+        return self.run("ip", "-o", "link").stdout
+
     def fails(self, *arguments: str, code: int = 1, **kwargs) -> str:
         """Run vmm, which must fail with `code` and an error in three parts; return what it said."""
         done = self.vmm(*arguments, check=False, **kwargs)
@@ -75,16 +101,39 @@ class Host:
     def guest(self, name: str, command: str, *, check: bool = True, timeout: float = 90) -> str:
         return self.vmm("exec", name, "--", "sh", "-c", command, check=check, timeout=timeout).stdout.strip()
 
+    def supervisors(self) -> list[int]:
+        return [int(line.partition(":")[0]) for line in self.processes() if line.rstrip().endswith(" supervise")]
+
     def processes(self) -> list[str]:
-        """Return the command lines of all processes that name this data directory, but for our own children."""
+        """Return the command lines of all processes that name this data directory, or have their root in it."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 with contextlib.suppress(OSError):
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if str(self.data_dir) in line:
+                    if str(self.data_dir) in line or str(self.data_dir) in _root_mount(entry):
                         found.append(f"{entry.name}: {line}")
         return found
+
+
+def _root_mount(process: Path) -> str:
+    """Return what a process's root is mounted from, within its file system: proc_pid_mountinfo(5)."""
+    lines = (line.split(" ") for line in (process / "mountinfo").read_text(errors="replace").splitlines())
+    return next((fields[3] for fields in lines if fields[4] == "/"), "")
+
+
+def status_of(pid: int | str) -> dict[str, str]:
+    """Return /proc/PID/status, a field a key."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return status_of(pid)["State"][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def wait_for(condition: Callable[[], object], *, timeout: float = 30, what: str = "") -> object:

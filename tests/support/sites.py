@@ -1,67 +1,244 @@
-"""A site of plain objects around a real store: for unit tests of what operations decide, and in what order."""
+"""A site of plain objects around a real store: for unit tests of what operations decide, and in what order.
+
+Nothing here decides anything. An engine is an entry in a table of processes, a tap a name in a set; so that a test can
+look at the host as it would be, and end the command at any step on the way there.
+"""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from vmm.config import DEFAULTS, SUBNET
-from vmm.errors import EngineError, NotFoundError
-from vmm.model.engine import EngineFeatures
+from vmm.errors import EngineError, NotFoundError, StateError
+from vmm.model.engine import BootPlan, EngineFeatures
 from vmm.model.image import Image, Kernel
-from vmm.model.machine import EngineName, ProcessIdentity
+from vmm.model.machine import EngineName, Machine, MachineState, Owner, ProcessIdentity
+from vmm.model.network import place_in
+from vmm.operations.create import CreateRequest, create
+from vmm.operations.observe import view
+from vmm.operations.start import Mode, start
 from vmm.storage.store import SqliteStore
+
+
+class Killed(BaseException):
+    """kill -9: nothing of the command runs after it, no clean-up either."""
+
+
+class Journal(list[str]):
+    """What was done to the host, in order; every step of it is one at which a test can have the command end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left: int | None = None
+        self._death: BaseException = Killed()
+        self._gone = False
+
+    def end_at(self, step: int, death: BaseException) -> None:
+        """Have the command end before its step number `step`; a `Killed` one does nothing from there on."""
+        self._left, self._death = step, death
+
+    def go_on(self) -> bool:
+        """Let the next command live; return whether the last one was ended."""
+        ended = self._left is not None and self._left < 0
+        self._left, self._gone = None, False
+        return ended
+
+    def step(self) -> None:
+        if self._gone:
+            raise Killed
+        if self._left is None or self._left < 0:
+            return
+        self._left -= 1
+        if self._left < 0:
+            self._gone = isinstance(self._death, Killed)
+            raise self._death
+
+    def do(self, what: str) -> None:
+        self.step()
+        self.append(what)
+
+
+class Clock:
+    """Stands in for the module `time`: it passes by waiting only, and can be set."""
+
+    strptime = staticmethod(time.strptime)
+    strftime = staticmethod(time.strftime)
+
+    def __init__(self) -> None:
+        self.wall = 1_767_225_600.0  # 2026-01-01T00:00:00Z
+        self._up = 0.0
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self._up
+
+    def sleep(self, seconds: float) -> None:
+        self.wall += seconds
+        self._up += seconds
+
+    def gmtime(self):
+        return time.gmtime(self.wall)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        for module in ("operations.start", "operations.stop", "operations.settle", "model.clock"):
+            patch.setattr(f"vmm.{module}.time", self)
+
+
+class WatchedStore(SqliteStore):
+    """The real store; each of its writes is a step, and fails while the disk is `full`.
+
+    Nobody pulls the plug of a unit test: what is written need not reach the disk, which would take most of its time.
+    """
+
+    journal: Journal
+    full: set[str]
+
+    def _open(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(_empty_database())
+        connection = super()._open()
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        self.journal.step()
+        if self.full:
+            raise StateError("The database cannot be written: the disk is full.", details="-", resolution="-")
+        with super()._writing() as connection:
+            yield connection
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        store = SqliteStore(path=Path(directory) / "vmm.db", locks=Path(directory))
+        store.note_once("made")
+        return store.path.read_bytes()
 
 
 @dataclass
 class FakeProcesses:
-    log: list[str]
-    alive: set[int] = field(default_factory=set)
-    stray: ProcessIdentity | None = None
+    log: Journal
+    clock: Clock
+    running: dict[int, ProcessIdentity] = field(default_factory=dict)
+    out_of_memory: set[str] = field(default_factory=set)
+    boot_id: str = "boot-1"
+    command: int = 1
+    next_pid: int = 42
+    begun: int = 0
     immortal: bool = False
 
+    def exec(self, marker: str) -> ProcessIdentity:
+        """Have a process with this marker in its command line, on the next pid that is free."""
+        while self.next_pid in self.running:
+            self.next_pid += 1
+        self.begun += 1
+        process = ProcessIdentity(boot_id=self.boot_id, pid=self.next_pid, start_ticks=self.begun, marker=marker)
+        self.running[process.pid] = process
+        return process
+
+    def end(self, process: ProcessIdentity | None) -> None:
+        if process is not None and self.running.get(process.pid) == process:
+            del self.running[process.pid]
+
+    def reboot(self) -> None:
+        """Reboot the host: no process is left, and pids are given out anew."""
+        self.running.clear()
+        self.boot_id = f"boot-{int(self.boot_id[5:]) + 1}"
+        self.next_pid = 42
+
     def is_alive(self, process: ProcessIdentity) -> bool:
-        return process.pid in self.alive
+        return process in (self.running.get(process.pid), self.this_process())
 
     def wait_gone(self, process: ProcessIdentity, *, timeout_s: float) -> bool:
-        return process.pid not in self.alive
+        if self.is_alive(process):
+            self.clock.sleep(timeout_s)
+        return not self.is_alive(process)
 
     def kill(self, process: ProcessIdentity) -> None:
-        self.log.append(f"kill {process.pid}")
+        self.log.do(f"kill {process.pid}")
         if not self.immortal:
-            self.alive.discard(process.pid)
+            self.end(process)
 
     def find(self, marker: str) -> ProcessIdentity | None:
-        return self.stray
+        return self.find_all((marker,)).get(marker)
+
+    def find_all(self, markers: Collection[str]) -> dict[str, ProcessIdentity]:
+        return {process.marker: process for process in self.running.values() if process.marker in markers}
+
+    def ran_out_of_memory(self, machine_id: str) -> bool:
+        return machine_id in self.out_of_memory
+
+    def remove_group(self, machine_id: str) -> None:
+        self.log.do("remove group")
+        self.out_of_memory.discard(machine_id)
 
     def this_process(self) -> ProcessIdentity:
-        return ProcessIdentity(boot_id="boot", pid=1, start_ticks=1, marker="")
+        return ProcessIdentity(boot_id=self.boot_id, pid=self.command, start_ticks=self.command, marker="")
 
 
 @dataclass
 class FakeNetwork:
-    log: list[str]
+    log: Journal
+    taps: dict[str, int] = field(default_factory=dict)  # tap -> the user id that may open it
+    rules: dict[str, frozenset] = field(default_factory=dict)  # address -> the forwards in force
     bound: bool = False
     fails: Exception | None = None
 
     @contextlib.contextmanager
-    def attaching(self, lease, forwards) -> Iterator[None]:
-        self.log.append(f"attach {lease.tap}")
+    def attaching(self, lease, forwards, *, uid: int = 0) -> Iterator[None]:
+        self.log.do(f"attach {lease.tap}")
         if self.fails:
             raise self.fails
+        self.rules[lease.address] = frozenset(forwards)
         yield
-        self.log.append(f"tap {lease.tap}")
+        self.log.do(f"tap {lease.tap}")
+        self.taps[lease.tap] = uid
 
     def detach(self, lease, forwards) -> None:
-        self.log.append(f"detach {lease.tap}")
+        self.log.do(f"detach {lease.tap}")
+        self.taps.pop(lease.tap, None)
+        self.log.step()
+        self.rules.pop(lease.address, None)
 
     def open_forward(self, lease, forward) -> None:
-        self.log.append(f"open {forward.host_port}")
+        self.log.do(f"open {forward.host_port}")
         if self.fails:
             raise self.fails
+        self.rules[lease.address] = self.rules.get(lease.address, frozenset()) | {forward}
 
     def close_forward(self, lease, forward) -> None:
-        self.log.append(f"close {forward.host_port}")
+        self.log.do(f"close {forward.host_port}")
+        self.rules[lease.address] = self.rules.get(lease.address, frozenset()) - {forward}
+
+    def reconcile(self, attached) -> None:
+        self.log.do("reconcile network")
+        self.rules = {lease.address: frozenset(forwards) for lease, forwards in attached}
+
+    def differences(self, attached) -> list[str]:
+        wanted = {lease.address: frozenset(forwards) for lease, forwards in attached}
+        found = [f"{address} was not in machines" for address in sorted(wanted.keys() - self.rules)]
+        found += [f"{address} was left in machines" for address in sorted(self.rules.keys() - wanted)]
+        both = wanted.keys() & self.rules
+        return found + [f"ports of {address} differed" for address in both if wanted[address] != self.rules[address]]
+
+    def remove_tap(self, tap: str) -> bool:
+        if tap not in self.taps:
+            return False
+        self.log.do(f"remove {tap}")
+        del self.taps[tap]
+        return True
 
     def port_is_bound(self, forward) -> bool:
         return self.bound
@@ -69,44 +246,61 @@ class FakeNetwork:
 
 @dataclass
 class FakeEngine:
-    log: list[str]
+    log: Journal
     processes: FakeProcesses
+    plans: list[BootPlan] = field(default_factory=list)
     fails: BaseException | None = None
+    fails_to_spawn: BaseException | None = None
+    known_holes: tuple[str, ...] = ()
     honours_button: bool = False
     power_off_ends: bool = True
     name: EngineName = EngineName.QEMU
 
     @property
     def features(self) -> EngineFeatures:
-        return EngineFeatures(snapshot=False, pause=False, jailer=False, power_off_ends=self.power_off_ends)
+        return EngineFeatures(snapshot=False, pause=False, jailer=True, power_off_ends=self.power_off_ends)
 
     def spawn(self, plan) -> ProcessIdentity:
-        self.log.append("spawn")
-        self.processes.alive.add(42)
-        return ProcessIdentity(boot_id="boot", pid=42, start_ticks=7, marker=str(plan.socket))
+        self.log.do("spawn")
+        if self.fails_to_spawn:
+            raise self.fails_to_spawn
+        self.plans.append(plan)
+        process = self.processes.exec(str(plan.socket) if plan.jails is None else f"/{plan.id}.sock")
+        # From here on there is an engine of which nobody has heard.
+        self.log.step()
+        return process
 
     def await_running(self, plan, process, *, timeout_s: float) -> None:
-        self.log.append("await")
+        self.log.do("await")
         if self.fails:
             raise self.fails
 
     def press_power_button(self, socket) -> bool:
-        self.log.append("button")
+        self.log.do("button")
         if self.honours_button:
-            self.processes.alive.discard(42)
+            self.processes.end(self.processes.running[max(self.processes.running)])
         return True
+
+    def markers(self, *, machine_id: str, socket: Path) -> tuple[str, ...]:
+        return (f"/{machine_id}.sock", str(socket))
+
+    def holes(self) -> tuple[str, ...]:
+        return self.known_holes
+
+    def clean_up(self, machine_id: str, *, jails: Path) -> None:
+        self.log.do("clean up")
 
 
 @dataclass
 class FakeFiles:
-    said: list[str]
+    said: Journal
     root: Path
     made: set[str] = field(default_factory=set)
-    words: str = ""
+    consoles: dict[str, str] = field(default_factory=dict)
     fails: BaseException | None = None
 
     def make(self, machine, image) -> None:
-        self.said.append(f"make {machine.name}")
+        self.said.do(f"make {machine.name}")
         if self.fails:
             raise self.fails
         self.made.add(machine.name)
@@ -115,27 +309,31 @@ class FakeFiles:
         return name in self.made
 
     def remove(self, name: str) -> None:
-        self.said.append(f"remove {name}")
+        self.said.do(f"remove {name}")
         self.made.discard(name)
 
+    def describe(self, machine, forwards) -> None:
+        self.said.do(f"describe {machine.name} {[forward.host_port for forward in forwards]}")
+
     def grow(self, name: str, disk_mib: int) -> None:
-        self.said.append(f"grow {name} {disk_mib}")
+        self.said.do(f"grow {name} {disk_mib}")
 
     def grown(self, name: str) -> None:
-        self.said.append(f"grown {name}")
+        self.said.do(f"grown {name}")
 
     def last_words(self, name: str) -> str:
-        return self.words
+        return self.consoles.get(name, "")
 
     def engine_words(self, name: str) -> str:
         return "first\nlast of the engine"
 
     def prepare_boot(self, machine, kernel, resolvers) -> Path | None:
-        self.said.append(f"prepare {machine.name} {','.join(resolvers)}")
+        self.said.do(f"prepare {machine.name} {','.join(resolvers)}")
         return None
 
     def mark_boot(self, name: str, *, at: str) -> None:
-        self.said.append("mark")
+        self.said.do("mark")
+        self.consoles[name] = ""
 
     def seed_disk(self, machine) -> Path | None:
         return None
@@ -152,31 +350,35 @@ class FakeFiles:
     def socket(self, name: str) -> Path:
         return self.root / f"{name}.sock"
 
+    def unlink_socket(self, name: str) -> None:
+        self.said.do("unlink socket")
+
     def config(self, name: str) -> Path:
         return self.root / name / "config"
 
 
 @dataclass
 class FakeGuest:
-    log: list[str]
+    log: Journal
     processes: FakeProcesses
     obeys: bool = False
     deaf: int = 0  # how many times it does not hear
     fails: Exception | None = None
 
     def await_ssh(self, machine, *, timeout_s, alive) -> float:
-        self.log.append("await ssh")
+        self.log.do("await ssh")
         if self.fails:
             raise self.fails
+        assert alive()
         return 0.1
 
     def ask_shutdown(self, machine, *, reboot: bool, timeout_s: float) -> bool:
-        self.log.append("ask reboot" if reboot else "ask poweroff")
+        self.log.do("ask reboot" if reboot else "ask poweroff")
         if self.deaf:
             self.deaf -= 1
             return False
         if self.obeys:
-            self.processes.alive.discard(42)
+            self.processes.end(machine.process)
         return self.obeys
 
     def ssh_command(self, machine, *, user, arguments) -> list[str]:
@@ -196,13 +398,38 @@ class FakeLibrary:
         del self.items[name]
 
 
+@dataclass
+class FakeUnits:
+    """systemd: a unit that is asked for does inside what `vmm start --owner unit` does."""
+
+    log: Journal
+    inside: Callable[[Machine, bool], object]
+    fails: Exception | None = None
+
+    def start(self, machine: Machine, *, overcommit: bool) -> None:
+        self.log.do(f"unit start {machine.name}")
+        if self.fails:
+            raise self.fails
+        self.inside(machine, overcommit)
+
+    def stop(self, machine: Machine) -> None:
+        self.log.do(f"unit stop {machine.name}")
+        if self.fails:
+            raise self.fails
+
+
 class FakeSite:
     """Everything that happens is in `log`, in order."""
 
-    def __init__(self, root: Path) -> None:
-        self.log: list[str] = []
-        self.store = SqliteStore(path=root / "state" / "vmm.db", locks=root / "state" / "locks")
-        self.processes = FakeProcesses(self.log)
+    def __init__(self, root: Path, clock: Clock) -> None:
+        self.log = Journal()
+        self.clock = clock
+        self.disk_is_full: set[str] = set()
+        state = root / "state"
+        self.store = WatchedStore(
+            path=state / "vmm.db", locks=state / "locks", journal=self.log, full=self.disk_is_full
+        )
+        self.processes = FakeProcesses(self.log, clock)
         self.network = FakeNetwork(self.log)
         self.the_engine = FakeEngine(self.log, self.processes)
         self.files = FakeFiles(self.log, root)
@@ -212,6 +439,20 @@ class FakeSite:
         kernel = Kernel(name="default", path=root / "vmlinux", stage1=root / "stage1", version="6", **times)
         self.images, self.kernels = FakeLibrary(default=image), FakeLibrary(default=kernel)
         self.subnet, self.defaults = SUBNET, DEFAULTS
+        self.units: FakeUnits | None = None
+        self.jails = root / "jails"
+        self.socket_group: int | None = None
+        self.memory = 64 * 1024
+        self.left: list[tuple[str, str]] = []  # what is there to be swept
+
+    def with_units(self) -> FakeUnits:
+        """Have systemd look after machines."""
+
+        def inside(machine: Machine, overcommit: bool) -> None:
+            start(self, machine.name, Mode(owner=Owner.UNIT, overcommit=overcommit))
+
+        self.units = FakeUnits(self.log, inside)
+        return self.units
 
     def engine(self, name: EngineName) -> FakeEngine:
         return self.the_engine
@@ -223,3 +464,44 @@ class FakeSite:
 
     def resolvers(self) -> tuple[str, ...]:
         return ("9.9.9.9",)
+
+    def uid_of(self, machine: Machine) -> int:
+        return 100_000 + place_in(self.subnet, machine.lease.address) if machine.spec.jail else 0
+
+    def ensure_supervisor(self) -> None:
+        self.log.do("supervisor")
+
+    def sweep(self, machines, live) -> list[tuple[str, str]]:
+        self.log.do(f"sweep {[machine.name for machine in live]} of {[machine.name for machine in machines]}")
+        found, self.left = self.left, []
+        return found
+
+    def memory_mib(self) -> int:
+        return self.memory
+
+
+def made(site: FakeSite, name: str = "m", **changes: object) -> Machine:
+    return create(site, CreateRequest(name=name, **changes))  # type: ignore[arg-type]
+
+
+def running(site: FakeSite, name: str = "m", **changes: object) -> Machine:
+    """Have a machine that runs, and a journal without what led there."""
+    made(site, name, **changes)
+    machine = start(site, name).machine
+    site.log.clear()
+    return machine
+
+
+def state(site: FakeSite, name: str = "m") -> MachineState:
+    return view(site, name).machine.state
+
+
+def end_engine(site: FakeSite, name: str = "m", *, console: str = "") -> None:
+    """End a machine's engine from outside, with these as the last words on the console."""
+    site.files.consoles[name] = console
+    site.processes.end(site.store.machine(name).process)
+
+
+def kinds(site: FakeSite, name: str = "m") -> list[str]:
+    """Return what kinds of events are remembered of a machine, the oldest first."""
+    return [event.kind.value for event in site.store.events(name)]

@@ -10,22 +10,33 @@ from enum import Enum
 from pathlib import Path
 
 GREETING = b"hello from a tiny guest\n"
+# What Linux says last, in its own words (kernel/reboot.c, kernel/panic.c).
+POWERED_OFF = b"[    1.000000] reboot: Power down\n"
+REBOOTED = b"[    1.000000] reboot: Restarting system\n"
+PANICKED = b"[    1.000000] Kernel panic - not syncing: no working init found\n"
 _LOAD = 0x100000  # 1 MiB, where kernels are loaded
 _HEADERS = 64 + 2 * 56
 _XEN_ELFNOTE_PHYS32_ENTRY = 18  # the PVH boot protocol's note (xen/include/public/elfnote.h)
 
 
 class Then(Enum):
-    """What the guest does after its greeting."""
+    """What the guest does after its last word."""
 
     HALT = "halt"
     FLOOD = "flood"
     RESET = "reset"
+    EAT = "eat"  # write to all of its 128 MiB, then halt
 
 
-def build(then: Then = Then.HALT, greeting: bytes = GREETING) -> bytes:
-    """Return the kernel as an ELF file."""
-    code = b"".join(_put(byte) for byte in greeting) + _END[then]
+def build(then: Then = Then.HALT, greeting: bytes = GREETING, *, last: bytes | None = None) -> bytes:
+    """Return the kernel as an ELF file.
+
+    With `last` the guest waits, awake, for a key of its keyboard (Firecracker's SendCtrlAltDel), and says that first.
+    """
+    code = b"".join(_put(byte) for byte in greeting)
+    if last is not None:
+        code += _AWAIT_KEY + b"".join(_put(byte) for byte in last)
+    code += _END[then]
     note = struct.pack("<III", 4, 4, _XEN_ELFNOTE_PHYS32_ENTRY) + b"Xen\0" + struct.pack("<I", _LOAD + _HEADERS + 20)
     assert len(note) == 20
     size = _HEADERS + len(note) + len(code)
@@ -41,6 +52,9 @@ def _put(byte: int) -> bytes:
     return b"\x66\xba\xf8\x03\xb0" + bytes([byte]) + b"\xee"
 
 
+# mov dx, 0x64; in al, dx; test al, 1 (the keyboard controller has a byte); jump back to the in while it has none
+_AWAIT_KEY = b"\x66\xba\x64\x00\xec\xa8\x01\x74\xfb"
+
 _END = {
     # cli; hlt; jmp to the hlt
     Then.HALT: b"\xfa\xf4\xeb\xfd",
@@ -48,6 +62,8 @@ _END = {
     Then.FLOOD: b"\x66\xba\xf8\x03\xb0x\xee\xeb\xfd",
     # mov dx, 0x64; mov al, 0xfe; out dx, al: the keyboard controller pulls the reset line; then halt
     Then.RESET: b"\x66\xba\x64\x00\xb0\xfe\xee\xfa\xf4\xeb\xfd",
+    # mov edi, 2 MiB; mov ecx, 125 MiB; rep stosb; then halt
+    Then.EAT: b"\xbf\x00\x00\x20\x00\xb9\x00\x00\xd0\x07\xf3\xaa\xfa\xf4\xeb\xfd",
 }
 
 

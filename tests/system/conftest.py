@@ -43,10 +43,15 @@ def tiny(host: Host, tmp_path: Path) -> Host:
 
 
 def add_tiny(host: Host, directory: Path, then: tiny_kernel.Then = tiny_kernel.Then.HALT, name: str = "tiny") -> None:
-    kernel, image = directory / f"{name}.elf", directory / f"{name}.ext4"
-    kernel.write_bytes(tiny_kernel.build(then))
+    image = directory / f"{name}.ext4"
     sh("mke2fs", "-q", "-t", "ext4", str(image), "256M")
-    host.vmm("kernel", "import", str(kernel), "--name", name, "--no-stage1")
     host.vmm("image", "import", str(image), "--name", name)
-    kernel.unlink()
     image.unlink()
+    add_kernel(host, directory, name, tiny_kernel.build(then))
+
+
+def add_kernel(host: Host, directory: Path, name: str, content: bytes) -> None:
+    kernel = directory / f"{name}.elf"
+    kernel.write_bytes(content)
+    host.vmm("kernel", "import", str(kernel), "--name", name, "--no-stage1")
+    kernel.unlink()

@@ -66,8 +66,127 @@ def test_installed_for_good(container: Container) -> None:
     assert "vmm.service" in checks
 
 
-def test_machines_come_back_after_a_reboot_unless_stopped(container: Container) -> None:
+SMALL = ("--kernel", "tiny", "--image", "tiny", "--disk", "256", "--memory", "128", "--engine", "firecracker")
+
+
+def shown(container: Container, name: str) -> dict:
+    import json
+
+    return json.loads(container.run("vmm", "show", name, "--output", "json").stdout)
+
+
+def kinds(container: Container, name: str) -> list[str]:
+    import json
+
+    return [event["kind"] for event in json.loads(container.run("vmm", "events", name, "--output", "json").stdout)]
+
+
+def unit(container: Container, name: str) -> dict[str, str]:
+    """Return what systemd says of a machine's unit; empty where it knows of none."""
+    found = container.run("systemctl", "list-units", "--plain", "--no-legend", f"vmm-{name}-*").stdout.split()
+    if not found:
+        return {}
+    lines = container.run("systemctl", "show", found[0]).stdout.splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@pytest.fixture(scope="module")
+def tiny(container: Container) -> Container:
+    """The container with a guest that greets and halts."""
     container.run("vmm", "kernel", "import", "/root/tiny.elf", "--name", "tiny", "--no-stage1")
+    sh("mke2fs", "-q", "-t", "ext4", str(container.root / "root/tiny.ext4"), "256M")
+    container.run("vmm", "image", "import", "/root/tiny.ext4", "--name", "tiny")
+    return container
+
+
+def test_a_machine_is_a_unit_with_its_own_cgroup_and_limits(tiny: Container) -> None:
+    limits = ("--cpu-limit", "0.5", "--memory-limit", "64", "--pids-limit", "50", "--io-read-bps", "10M")
+    tiny.run("vmm", "create", "u", *SMALL, "--restart", "on-failure", *limits)
+    tiny.run("vmm", "start", "u")
+    machine, found = shown(tiny, "u"), unit(tiny, "u")
+    assert (machine["state"], machine["owner"]) == ("running", "unit")
+    assert found["MainPID"] == str(machine["pid"])
+    assert (found["Restart"], found["ActiveState"], found["Slice"]) == ("on-failure", "active", "vmm.slice")
+    assert (found["CPUQuotaPerSecUSec"], found["MemoryMax"], found["TasksMax"]) == ("500ms", str(192 << 20), "50")
+    groups = tiny.run("cat", f"/proc/{machine['pid']}/cgroup").stdout
+    assert f"/vmm.slice/{found['Id']}" in groups
+    # Confined all the same.
+    status = tiny.run("cat", f"/proc/{machine['pid']}/status").stdout
+    assert "CapEff:\t0000000000000000" in status
+    assert "Uid:\t0" not in status
+    # A start that fails says so outside of the unit, in all its parts, and leaves no unit.
+    tiny.run("vmm", "create", "broken", *SMALL)
+    tiny.run("mv", "/var/lib/vmm/bin/jailer", "/var/lib/vmm/bin/away")
+    failed = tiny.run("vmm", "start", "broken", check=False)
+    tiny.run("mv", "/var/lib/vmm/bin/away", "/var/lib/vmm/bin/jailer")
+    assert failed.returncode == 1
+    assert "jailer is not on this host" in failed.stderr
+    assert "To mend it" in failed.stderr
+    assert unit(tiny, "broken") == {}
+    tiny.run("vmm", "delete", "--force", "broken")
+
+
+@pytest.mark.fault(13)
+def test_systemd_restarts_what_failed_and_events_say_why(tiny: Container) -> None:
+    before = shown(tiny, "u")["pid"]
+    tiny.run("kill", "-9", str(before))
+    wait_for(lambda: shown(tiny, "u")["state"] == "running" and shown(tiny, "u")["pid"] != before, what="the restart")
+    assert unit(tiny, "u")["MainPID"] == str(shown(tiny, "u")["pid"])
+    assert unit(tiny, "u")["NRestarts"] == "1"
+    assert shown(tiny, "u")["restarts"] == 1
+    assert kinds(tiny, "u")[-2:] == ["restarting", "started"]
+    # One that is stopped stays so, whatever its policy.
+    tiny.run("vmm", "stop", "u", "--timeout", "0.5")
+    assert unit(tiny, "u") == {}
+    tiny.run("vmm", "set", "u", "--restart", "always")
+    tiny.run("vmm", "start", "u")
+    assert unit(tiny, "u")["Restart"] == "always"
+    tiny.run("vmm", "stop", "u", "--force")
+    assert (shown(tiny, "u")["state"], unit(tiny, "u")) == ("stopped", {})
+
+
+@pytest.mark.fault(18)
+def test_restarting_anything_of_vmms_leaves_the_machines_alone(tiny: Container) -> None:
+    tiny.run("vmm", "start", "u")
+    pid = shown(tiny, "u")["pid"]
+    tiny.run("systemctl", "restart", "vmm")
+    tiny.run("systemctl", "daemon-reload")
+    tiny.run("systemctl", "daemon-reexec")
+    supervisor = tiny.run("pgrep", "-f", "vmm.* supervise").stdout.split()
+    assert len(supervisor) == 1
+    tiny.run("kill", "-9", *supervisor)
+    wait_for(lambda: tiny.run("pgrep", "-f", "vmm.* supervise", check=False).stdout.split() not in ([], supervisor))
+    assert (shown(tiny, "u")["state"], shown(tiny, "u")["pid"]) == ("running", pid)
+    tiny.run("systemctl", "stop", "vmm")
+    assert shown(tiny, "u")["pid"] == pid
+    tiny.run("systemctl", "start", "vmm")
+    tiny.run("vmm", "delete", "--force", "u")
+    assert unit(tiny, "u") == {}
+
+
+def test_a_unit_of_ones_own_may_hold_a_machine(tiny: Container) -> None:
+    tiny.run("vmm", "create", "own", "--engine", "qemu", "--cpus", "2")
+    tiny.run("systemd-run", "-q", "--unit=own", "-p", "TimeoutStopSec=60", "vmm", "start", "--foreground", "own")
+    wait_for(lambda: shown(tiny, "own")["state"] == "running", what="the start")
+    machine = shown(tiny, "own")
+    assert machine["owner"] == "foreground"
+    assert "own.service" in tiny.run("cat", f"/proc/{machine['pid']}/cgroup").stdout
+    tiny.run("vmm", "start", "own", "--wait", "ssh")
+    # A guest's reboot goes on in the same process; its power-off ends it well.
+    tiny.run("vmm", "exec", "own", "--", "systemctl", "--no-block", "reboot", check=False)
+    wait_for(lambda: "rebooted" in kinds(tiny, "own") and shown(tiny, "own")["state"] == "running", what="the reboot")
+    assert shown(tiny, "own")["owner"] == "foreground"
+    tiny.run("vmm", "start", "own", "--wait", "ssh")
+    tiny.run("systemctl", "stop", "own")
+    assert tiny.run("systemctl", "is-failed", "own", check=False).stdout.strip() != "failed"
+    assert kinds(tiny, "own")[-1] == "stopped"
+    assert shown(tiny, "own")["state"] == "stopped"
+    tiny.run("vmm", "delete", "own")
+
+
+@pytest.mark.fault(4)
+def test_machines_come_back_after_a_reboot_unless_stopped(tiny: Container) -> None:
+    container = tiny
     for name, option in (("back", "--auto-start"), ("down", "--no-auto-start")):
         container.run("vmm", "create", name, option, "--engine", "qemu")
     container.run("vmm", "create", "idle", "--engine", "qemu", "--kernel", "tiny")
@@ -93,6 +212,7 @@ def test_machines_come_back_after_a_reboot_unless_stopped(container: Container) 
     assert "reboot: Power down" in console
 
 
+@pytest.mark.fault(4)
 def test_machines_come_back_after_the_plug_was_pulled(container: Container) -> None:
     container.run("vmm", "exec", "back", "--", "sh", "-c", "echo synced > /root/note; sync")
     container.crash()

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from vmm.app import HostSite
 
+# What tells systemd that a unit has failed; its SuccessExitStatus takes in all that an engine may end with.
+RESTART = 75
+
 
 def start_in_unit(site: HostSite, name: str, *, error_file: Path, overcommit: bool) -> int:
     """Start a machine as the process of this unit, and tell systemd its pid.
@@ -58,4 +61,4 @@ def ended_in_unit(site: HostSite, name: str) -> int:
     if found.end is EventKind.REBOOTED:
         site.machine_units().again(found.machine)
         return 0
-    return 1
+    return RESTART

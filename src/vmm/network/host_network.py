@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Callable, Generator, Sequence
 
 from vmm.errors import NetworkError
 from vmm.model.network import Lease, PortForward, Protocol, Subnet
 from vmm.model.value import Value
-from vmm.network import links
+from vmm.network import links, netlink
 from vmm.network.firewall import Firewall
 
 Attached = Sequence[tuple[Lease, Sequence[PortForward]]]
@@ -90,20 +91,23 @@ class HostNetwork(Value):
 
     def port_is_bound(self, forward: PortForward) -> bool:
         kind = socket.SOCK_STREAM if forward.protocol is Protocol.TCP else socket.SOCK_DGRAM
-        with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as probe:
-            if forward.protocol is Protocol.TCP:
-                # A port whose last connection is in TIME_WAIT is free; a listener still makes this fail.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+        try:
+            with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as probe:
+                if forward.protocol is Protocol.TCP:
+                    # A port whose last connection is in TIME_WAIT is free; a listener still makes this fail.
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((forward.host_address, forward.host_port))
-            except OSError as error:
-                if error.errno == 99:  # EADDRNOTAVAIL
-                    raise NetworkError(
-                        f"{forward.host_address} is not an address of this host.",
-                        details=str(error),
-                        resolution="Give one that is (ip address), or leave it out for all of them.",
-                    ) from error
-                return error.errno == 98  # EADDRINUSE
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise NetworkError(
+                    f"{forward.host_address} is not an address of this host.",
+                    details=str(error),
+                    resolution="Give one that is (ip address), or leave it out for all of them.",
+                ) from error
+            where = f"{forward.host_port}/{forward.protocol} at {forward.host_address}"
+            raise netlink.told(error, f"Whether the port {where} is free cannot be seen.") from error
         return False
 
     def remove_all(self) -> None:

@@ -31,12 +31,13 @@ _SYSCTL_6 = Path("/proc/sys/net/ipv6/conf")
 def bridge_is_whole(name: str, subnet: Subnet) -> bool:
     """Whether the bridge is there, up and has its address: two ioctls."""
     request = struct.pack("=16s24x", name.encode())
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-        try:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
             flags = struct.unpack_from("=H", fcntl.ioctl(probe, _SIOCGIFFLAGS, request), 16)[0]
             address = socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24])
-        except OSError:
-            return False
+    except OSError:
+        # Whatever keeps us from looking is told by whoever mends it.
+        return False
     return bool(flags & _IFF_UP) and address == subnet.gateway
 
 
@@ -109,7 +110,11 @@ def remove_link(name: str) -> None:
 
 def taps() -> list[str]:
     """Return the names of vmm's taps on this host."""
-    return [name for _, name in socket.if_nameindex() if name.startswith("vmm-") and _is_tap_name(name)]
+    try:
+        names = [name for _, name in socket.if_nameindex()]
+    except OSError as error:
+        raise netlink.told(error, "This host's links cannot be listed.") from error
+    return [name for name in names if name.startswith("vmm-") and _is_tap_name(name)]
 
 
 def _without_ipv6(name: str) -> None:
@@ -126,8 +131,10 @@ def _is_tap_name(name: str) -> bool:
 
 def _exists(name: str) -> bool:
     try:
-        socket.if_nametoindex(name)
-    except OSError:
+        netlink.index_of(name)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
         return False
     return True
 

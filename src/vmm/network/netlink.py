@@ -7,6 +7,7 @@ messages take a quarter of one, and a netlink library takes 270 ms to import.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -29,6 +30,7 @@ _GROUP_FRAMES = 0xFFF8
 _IFLA_BRPORT_ISOLATED = 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFF_UP = 1
+_SIOCGIFINDEX = 0x8933  # linux/sockios.h
 _HEADER = struct.Struct("=IHHII")
 
 
@@ -86,11 +88,14 @@ def remove_link(name: str) -> None:
 
 
 def index_of(name: str) -> int:
-    """Return a link's index; OSError(ENODEV) when there is none of that name (Python's own error has no number)."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as error:
-        raise OSError(errno.ENODEV, f"there is no link {name}") from error
+    """Return a link's index; OSError(ENODEV) when there is none of that name, and no other error stands for that one.
+
+    Python's own if_nametoindex gives every error the same words and no number.
+    """
+    request = struct.pack("=16s24x", name.encode())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        index: int = struct.unpack_from("=i", fcntl.ioctl(probe, _SIOCGIFINDEX, request), 16)[0]
+    return index
 
 
 def told(error: OSError, brief: str) -> NetworkError:

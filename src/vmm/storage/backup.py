@@ -151,6 +151,82 @@ def _condition(connection: sqlite3.Connection, path: Path) -> Condition:
     return Condition(version=version, machines=machines, orphans=orphans)
 
 
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open a database for reading. One that a killed command left within a write is mended, where we may write it."""
+    # What a URI takes for its own is written as its code.
+    quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    connection = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None)
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if _code(error) != sqlite3.SQLITE_READONLY_ROLLBACK or not os.access(path, os.W_OK):
+            raise
+        return sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def draft_of(source: Path, database: Path) -> Generator[Path]:
+    """A copy of `source`, brought to this vmm's schema, to be put in the place of `database` within the block.
+
+    Raises:
+        StateError: `source` is damaged, no database of vmm's, or of a newer vmm; or the copy cannot be written.
+    """
+    found = examine(source)
+    if not found.is_good:
+        raise _unusable(source, found)
+
+    def fill(draft: Path) -> None:
+        with contextlib.closing(open_for_reading(source)) as connection:
+            connection.execute("VACUUM INTO ?", (str(draft),))
+        with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as connection:
+            schema.migrate(connection, str(source))
+
+    with draft_by(fill, database) as draft:
+        yield draft
+
+
+@contextlib.contextmanager
+def draft_by(fill: Callable[[Path], None], database: Path) -> Generator[Path]:
+    """A database that `fill` makes of an empty file, flushed; it is gone after the block unless it was put in place."""
+    files.make_dir(database.parent)
+    with files.staging_dir(database.parent, prefix=".restore") as staging:
+        draft = staging / database.name
+        with _told(database):
+            _empty(draft)
+            fill(draft)
+            draft.chmod(0o644)
+            _flush(draft)
+        yield draft
+
+
+def put_in_place(draft: Path, database: Path) -> Path | None:
+    """Put a draft in the place of the database; return where the one that was there is kept, None where there was none.
+
+    Killed at any step, either the old one is in place or the new one, and nothing of the old one is lost.
+    """
+    with _told(database), _held(database):
+        kept = None
+        if database.exists():
+            kept = database.with_name(f"{database.name}.damaged-{_stamp()}")
+            os.link(database, kept)
+        for companion in _COMPANIONS:
+            beside = database.with_name(database.name + companion)
+            if beside.exists():
+                # Left in place, SQLite would play it back into the new one.
+                if kept is not None:
+                    os.link(beside, kept.with_name(kept.name + companion))
+                beside.unlink()
+        _flush(database.parent)
+        draft.replace(database)
+        _flush(database.parent)
+    return kept
+
+
 def _text(raw: bytes) -> str:
     return raw.decode(errors="replace")
 

@@ -16,10 +16,10 @@ _DETAIL_LETTERS = 500
 
 
 def remember(connection: sqlite3.Connection, machine: str, happening: Happening) -> None:
-    """Add an event within the caller's transaction, and let the oldest go."""
+    """Add an event within the caller's transaction, its detail as one line, and let the oldest go."""
     cursor = connection.execute(
         "INSERT INTO events (at, machine, kind, detail) VALUES (?, ?, ?, ?)",
-        (now(), machine, happening.kind.value, happening.detail[:_DETAIL_LETTERS]),
+        (now(), machine, happening.kind.value, " ".join(happening.detail.split())[:_DETAIL_LETTERS]),
     )
     connection.execute("DELETE FROM events WHERE id <= ?", ((cursor.lastrowid or 0) - MOST_EVENTS,))
 

@@ -1,5 +1,6 @@
 """Archives: what GNU tar writes is read as GNU tar reads it; whatever else comes, nothing but a refusal comes of it."""
 
+import hashlib
 import io
 import os
 import random
@@ -29,6 +30,11 @@ def unpacked(archive: Path, tree: Path) -> Path:
     return tree
 
 
+def digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def facts(top: Path) -> dict[str, tuple[object, ...]]:
     """Return all that is to be known of what lies below a directory, but for its own times."""
     found: dict[str, tuple[object, ...]] = {}
@@ -36,9 +42,9 @@ def facts(top: Path) -> dict[str, tuple[object, ...]]:
         info = path.lstat()
         what: object = None
         if path.is_symlink():
-            what = os.readlink(path)
+            what = path.readlink()
         elif path.is_file():
-            what = (info.st_size, info.st_blocks * 512 < info.st_size, path.read_bytes()[: 1 << 21])
+            what = (info.st_size, info.st_blocks * 512 < info.st_size, digest(path))
         names = os.listxattr(path, follow_symlinks=False)
         marks = {key: os.getxattr(path, key, follow_symlinks=False) for key in names if key.startswith("user.")}
         times = (info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns // 10**9, info.st_nlink)
@@ -66,10 +72,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (top / "a/b").chmod(0o2750)
     with (top / "a/sparse").open("wb") as made:
         for number in range(60):
-            made.seek(number * 30_000_000)
+            made.seek(number * 300_000)
             made.write(os.urandom(4096))
     with (top / "a/hole").open("wb") as made:
-        made.truncate(1 << 30)
+        made.truncate(1 << 26)
     os.utime(top / "a/-rf", ns=(0, -2_500_000_000))
     for path in (top / "a/plain", top / "a/b"):
         os.setxattr(path, "user.note", b"one=1\n\0two")
@@ -94,7 +100,7 @@ def test_what_gnu_tar_writes_is_read_as_gnu_tar_reads_it(source: Path, tmp_path:
     subprocess.run(["tar", "-xpf", archive, "-C", theirs, "--xattrs"], check=True, stderr=subprocess.DEVNULL)
     ours = unpacked(archive, tmp_path / "ours")
     assert facts(ours) == facts(theirs)
-    assert len(facts(ours)) >= 10
+    assert len(facts(ours)) >= 8
 
 
 def test_what_python_writes_is_read(source: Path, tmp_path: Path) -> None:
@@ -104,7 +110,7 @@ def test_what_python_writes_is_read(source: Path, tmp_path: Path) -> None:
             made.add(source / "a/plain", "plain")
             made.add(source / "a/b", "dir", recursive=False)
         found = facts(unpacked(archive, tmp_path / str(form)))
-        assert found["plain"][5] == (70_001, False, (source / "a/plain").read_bytes())
+        assert found["plain"][5] == (70_001, False, digest(source / "a/plain"))
         assert stat.S_IMODE(found["dir"][0]) == 0o2750
 
 
@@ -134,14 +140,13 @@ def with_header(data: bytes, at: int, value: bytes) -> bytes:
     return bytes(block) + data[512:]
 
 
-def sparse_form_1(numbers: str) -> bytes:
+def sparse_form_1(content: bytes) -> bytes:
     told = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "f", "GNU.sparse.realsize": "2000"}
-    content = numbers.encode().replace(b",", b"\n") + b"\n"
-    return build((member("x", pax_headers=told), content + b"\0" * (-len(content) % 512) + b"c" * 512))
+    return build((member("x", pax_headers=told), content))
 
 
-def sparse_form_0(table: str, **more: str) -> bytes:
-    told = {"GNU.sparse.map": table, "GNU.sparse.size": "2000", "GNU.sparse.numblocks": "1", **more}
+def sparse_form_0(table: str) -> bytes:
+    told = {"GNU.sparse.map": table, "GNU.sparse.size": "2000", "GNU.sparse.numblocks": "1"}
     return build((member("f", pax_headers=told), b"c" * 512))
 
 
@@ -170,7 +175,7 @@ MALFORMED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "record of nothing": ("pax header", lambda: pax(b"0 a=b\n")),
     "record without length": ("pax header", lambda: pax(b"a=b\n")),
     "digits without end": ("pax header", lambda: pax(b"1" * 100_000)),
-    "path with a zero": ("zero byte", lambda: pax(b"14 path=a\0../b\n"[:14] + b"")),
+    "path with a zero": ("zero byte", lambda: pax(b"15 path=a\0../b\n")),
     "time that is none": ("time", lambda: build(member("f", pax_headers={"mtime": "1e400"}))),
     "size that is none": ("is no number", lambda: build(member("f", pax_headers={"size": "0x10"}))),
     "owner that is none": ("is no number", lambda: build(member("f", pax_headers={"uid": "-1"}))),
@@ -180,15 +185,15 @@ MALFORMED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "sparse odd": ("map is damaged", lambda: sparse_form_0("0,512,3")),
     "sparse words": ("is no number", lambda: sparse_form_0("0,x")),
     "sparse unknown": ("form that vmm", lambda: build(member("f", pax_headers={"GNU.sparse.major": "2"}))),
-    "sparse map too long": ("longer than its content", lambda: sparse_form_1("900" + ",0,0" * 900)),
-    "sparse many": ("pieces", lambda: sparse_form_1("999999999,0")),
-    "sparse map digits": ("map is damaged", lambda: sparse_form_1("1" * 600)),
+    "sparse map too long": ("longer than its content", lambda: sparse_form_1(b"900\n" + b"0\n0\n" * 127)),
+    "sparse many": ("pieces", lambda: sparse_form_1(b"999999999\n" + b"0\n" * 300)),
+    "sparse map digits": ("map is damaged", lambda: sparse_form_1(b"1" * 600)),
 }  # fmt: skip
 
 
 def pax(records: bytes) -> bytes:
     """Return an archive with a pax header of exactly these bytes."""
-    head = with_header(build(member("h", size=len(records))), 156, b"x")[:512]
+    head = with_header(member("h", size=len(records)).tobuf(tarfile.USTAR_FORMAT), 156, b"x")
     return head + records + b"\0" * (-len(records) % 512) + PLAIN
 
 

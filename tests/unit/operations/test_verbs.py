@@ -3,41 +3,24 @@
 from pathlib import Path
 
 import pytest
-from sites import FakeSite
+from sites import Clock, FakeSite, end_engine, made, running, state
 
 from vmm.errors import ConflictError, EngineError, GuestError, HostError, NetworkError, NotFoundError, UsageError
-from vmm.model.machine import MachineState, ProcessIdentity
+from vmm.model.machine import MachineState
 from vmm.model.network import PortForward, Protocol
 from vmm.model.value import replace
 from vmm.operations.change import Changes, change
-from vmm.operations.create import CreateRequest, create
 from vmm.operations.forwards import add_forward, list_forwards, remove_forward
 from vmm.operations.host_boot import autostart, autostop
 from vmm.operations.libraries import delete_image, delete_kernel
 from vmm.operations.observe import view, view_all
 from vmm.operations.ssh import ssh_command
-from vmm.operations.start import Wait, start
+from vmm.operations.start import Mode, Wait, start
 from vmm.operations.stop import StopMethod, delete, stop
 from vmm.operations.together import each
 
-
-@pytest.fixture
-def site(tmp_path: Path) -> FakeSite:
-    return FakeSite(tmp_path)
-
-
-def made(site: FakeSite, name: str = "m", **changes: object):
-    return create(site, CreateRequest(name=name, **changes))  # type: ignore[arg-type]
-
-
-def running(site: FakeSite, name: str = "m", **changes: object) -> None:
-    made(site, name, **changes)
-    start(site, name)
-    site.log.clear()
-
-
-def state(site: FakeSite, name: str = "m") -> MachineState:
-    return view(site, name).machine.state
+# What is taken back of a machine that ran.
+CLEARED = ["detach vmm-ac100002", "unlink socket", "clean up", "remove group"]
 
 
 # create
@@ -74,7 +57,7 @@ def test_a_wish_that_cannot_be_leaves_nothing(site: FakeSite, wrong: dict[str, o
 
 
 def test_a_socket_path_that_no_engine_could_bind_is_refused(tmp_path: Path) -> None:
-    site = FakeSite(tmp_path / ("d" * 100))
+    site = FakeSite(tmp_path / ("d" * 100), Clock())
     with pytest.raises(UsageError, match="too long"):
         made(site)
     assert site.store.machines() == []
@@ -106,7 +89,8 @@ def test_a_start_records_before_it_makes(site: FakeSite) -> None:
     made(site)
     site.log.clear()
     started = start(site, "m")
-    assert site.log == ["attach vmm-ac100002", "prepare m 9.9.9.9", "mark", "tap vmm-ac100002", "spawn", "await"]
+    prepared = ["attach vmm-ac100002", "prepare m 9.9.9.9", "mark", "tap vmm-ac100002"]
+    assert site.log == [*prepared, "spawn", "await", "supervisor"]
     assert started.machine.state is MachineState.RUNNING
     assert started.machine.wanted
     assert not started.already
@@ -115,14 +99,14 @@ def test_a_start_records_before_it_makes(site: FakeSite) -> None:
 
 def test_a_start_waits_for_what_it_was_asked_to(site: FakeSite) -> None:
     made(site)
-    start(site, "m", wait=Wait.NONE)
+    start(site, "m", Mode(wait=Wait.NONE))
     assert "await" not in site.log
     stop(site, "m", force=True)
-    start(site, "m", wait=Wait.SSH)
+    start(site, "m", Mode(wait=Wait.SSH))
     assert site.log[-1] == "await ssh"
     site.guest.fails = GuestError("silent", details="-", resolution="-")
     with pytest.raises(GuestError):
-        start(site, "m", wait=Wait.SSH)
+        start(site, "m", Mode(wait=Wait.SSH))
     assert state(site) is MachineState.RUNNING
 
 
@@ -139,7 +123,8 @@ def test_a_start_that_fails_leaves_nothing(site: FakeSite, error: BaseException,
     site.the_engine.fails = error
     with pytest.raises(type(error)):
         start(site, "m")
-    assert site.log[-2:] == ["kill 42", "detach vmm-ac100002"]
+    assert site.log[-5:] == ["kill 42", *CLEARED]
+    assert site.network.taps == {}
     machine = site.store.machine("m")
     assert machine.state is state_after
     assert machine.process is None
@@ -168,15 +153,16 @@ def test_a_lost_disk_is_never_made_anew_under_a_machine_that_ran(site: FakeSite)
     assert site.log.count("make m") == 2
 
 
-def test_an_engine_whose_start_was_killed_is_adopted(site: FakeSite) -> None:
-    made(site)
+@pytest.mark.parametrize("jailed", [True, False])
+def test_an_engine_whose_start_was_killed_is_adopted(site: FakeSite, jailed: bool) -> None:
+    machine = made(site, jail=jailed)
     site.store.record("m", MachineState.STARTING, process=site.processes.this_process(), wanted=True)
+    site.processes.command += 1
     assert state(site) is MachineState.FAILED
-    site.processes.stray = ProcessIdentity(boot_id="boot", pid=42, start_ticks=7, marker="/m.sock")
-    site.processes.alive.add(42)
+    stray = site.processes.exec(f"/{machine.id}.sock" if jailed else str(site.files.socket("m")))
     assert state(site) is MachineState.RUNNING
     assert start(site, "m").already
-    assert site.store.machine("m").process == site.processes.stray
+    assert site.store.machine("m").process == stray
 
 
 def test_a_machine_with_an_engine_runs_whether_or_not_its_starter_lived_to_say_so(site: FakeSite) -> None:
@@ -195,7 +181,7 @@ def test_a_guest_that_honours_the_power_button(site: FakeSite) -> None:
     running(site)
     site.the_engine.honours_button = True
     assert stop(site, "m").method is StopMethod.GUEST
-    assert site.log == ["button", "grown m", "detach vmm-ac100002"]
+    assert site.log == ["button", "grown m", *CLEARED]
     assert not site.store.machine("m").wanted
 
 
@@ -220,19 +206,19 @@ def test_a_guest_that_does_not_listen_is_killed_in_time(site: FakeSite) -> None:
     running(site)
     stopped = stop(site, "m", timeout_s=0.4)
     assert stopped.method is StopMethod.KILLED
-    assert stopped.seconds < 2
+    assert stopped.seconds == pytest.approx(0.4)
     assert "kill 42" in site.log
 
 
 def test_force_asks_nobody(site: FakeSite) -> None:
     running(site)
     assert stop(site, "m", force=True).method is StopMethod.KILLED
-    assert site.log == ["kill 42", "detach vmm-ac100002"]
+    assert site.log == ["kill 42", *CLEARED]
 
 
 def test_a_firecracker_that_outlives_its_guests_power_off_is_ended(site: FakeSite) -> None:
     running(site)
-    site.files.words = "[ 1.0] reboot: Power down\n"
+    site.files.consoles["m"] = "[ 1.0] reboot: Power down\n"
     assert stop(site, "m").method is StopMethod.GUEST
     assert "kill 42" in site.log
 
@@ -246,7 +232,7 @@ def test_an_engine_that_cannot_be_killed_is_said_so(site: FakeSite) -> None:
 
 def test_stopping_what_stands_takes_back_what_may_be_left(site: FakeSite) -> None:
     running(site)
-    site.processes.alive.clear()
+    end_engine(site)
     assert stop(site, "m").method is StopMethod.ALREADY
     assert "detach vmm-ac100002" in site.log
     machine = site.store.machine("m")
@@ -259,7 +245,7 @@ def test_delete_frees_the_files_before_the_row(site: FakeSite) -> None:
     with pytest.raises(ConflictError, match="not deleted"):
         delete(site, "m")
     delete(site, "m", force=True)
-    assert site.log == ["kill 42", "detach vmm-ac100002", "remove m"]
+    assert site.log == ["kill 42", *CLEARED, "remove m"]
     assert site.store.machines() == []
 
 
@@ -280,8 +266,7 @@ def test_why_a_machine_ended_is_read_from_its_console(
     site: FakeSite, words: str, expected: MachineState, reason: str
 ) -> None:
     running(site)
-    site.processes.alive.clear()
-    site.files.words = words
+    end_engine(site, console=words)
     machine = view(site, "m").machine
     assert machine.state is expected
     assert reason in str(machine.reason)
@@ -372,7 +357,7 @@ def test_what_ran_comes_back_unless_it_was_stopped_by_hand(site: FakeSite) -> No
         start(site, name)
         if name == "stopped":
             stop(site, name, force=True)
-    site.processes.alive.clear()
+    site.processes.reboot()
     assert [outcome.name for outcome in autostart(site)] == ["ran"]
     assert autostart(site) == ()
 
