@@ -49,7 +49,7 @@ _mount = _libc.mount
 
 
 class Mode(StrEnum):
-    """What happens at the boundary."""
+    """What happens at the boundary; the last two are so from the start, with no boundary of their own."""
 
     KILL = "kill -9"
     INT = "Ctrl-C"
@@ -58,6 +58,8 @@ class Mode(StrEnum):
     EROFS = "read-only from there on"
     ENOSPC = "full from there on"
     EMFILE = "no descriptor from there on"
+    READ_ONLY = "a read-only file system"
+    HELD = "a database that another process holds"
 
 
 class Kind(StrEnum):
@@ -67,16 +69,19 @@ class Kind(StrEnum):
     SQL = "a write to the database"
     OTHER = "another side effect"
     END = "the end of the process"
+    START = "all of it"
 
 
 _KINDS = {
-    Mode.KILL: set(Kind),
-    Mode.INT: set(Kind),
-    Mode.TERM: set(Kind),
+    Mode.KILL: set(Kind) - {Kind.START},
+    Mode.INT: set(Kind) - {Kind.START},
+    Mode.TERM: set(Kind) - {Kind.START},
     Mode.EIO: {Kind.FILE, Kind.SQL},
     Mode.EROFS: {Kind.FILE, Kind.SQL},
     Mode.ENOSPC: {Kind.FILE, Kind.SQL, Kind.OTHER},
     Mode.EMFILE: {Kind.FILE, Kind.SQL, Kind.OTHER},
+    Mode.READ_ONLY: {Kind.START},
+    Mode.HELD: {Kind.START},
 }
 
 
@@ -193,8 +198,9 @@ class Failpoints:
         self.changed(event.removeprefix("os."), arguments[0], at=at)
 
     def path_pair(self, event: str, arguments: tuple) -> None:
-        source, target = _path(arguments[0]), _path(arguments[1])
-        shown = self._shown(source) if event != "os.symlink" else source
+        target = _path(arguments[1])
+        # What a symbolic link holds is a text, and no path from here.
+        shown = os.fsdecode(arguments[0]) if event == "os.symlink" else self._shown(_path(arguments[0]))
         where = Kind.FILE if self._is_inside(target) else Kind.OTHER
         self.reached(f"{event.removeprefix('os.')} {shown} -> {self._shown(target)}", where)
 
@@ -267,10 +273,19 @@ _EVENTS = {
 
 
 def fill(root: str) -> None:
-    """Leave no room, of bytes or of files, on the tmpfs at `root`: a real ENOSPC for every program, until `lift`."""
-    now = os.statvfs(root)
-    used = (now.f_blocks - now.f_bfree) * now.f_frsize
-    remount(root, f"size={used},nr_inodes={now.f_files - now.f_ffree}")
+    """Leave no room, of bytes or of files, on the tmpfs at `root`: a real ENOSPC for every program, until it is lifted."""
+    for _ in range(100):
+        now = os.statvfs(root)
+        used = (now.f_blocks - now.f_bfree) * now.f_frsize
+        try:
+            remount(root, f"size={used},nr_inodes={now.f_files - now.f_ffree}")
+        except OSError as error:
+            # Something was written meanwhile, by another thread or by a program at work.
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            return
+    raise AssertionError(f"{root} is never still enough to be filled")
 
 
 def remount(root: str, options: str) -> None:

@@ -17,10 +17,9 @@ import sqlite3
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import failpoints
 
 from vmm.network import netlink
 
@@ -76,8 +75,17 @@ class Ground:
     def make_read_only(self) -> None:
         _mount("tmpfs", str(self.root), "tmpfs", _MS_REMOUNT | _MS_RDONLY, ROOM)
 
-    def fill(self) -> None:
-        failpoints.fill(str(self.root))
+    @contextlib.contextmanager
+    def held_database(self) -> Iterator[None]:
+        """Hold the database as another process at work on it would."""
+        path = self.root / "state" / "vmm.db"
+        if not path.exists():
+            yield
+            return
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            yield
+            connection.execute("ROLLBACK")
 
     def processes(self) -> dict[int, list[str]]:
         """Return the argument lists of living processes that are of this data directory, by pid."""
@@ -104,8 +112,13 @@ class Ground:
             time.sleep(0.002)
         return []
 
-    def links(self) -> set[str]:
-        return {name for _, name in socket.if_nameindex() if name != "lo"}
+    def links(self) -> dict[str, str]:
+        """Return what every link but lo is: up, its address, its bridge, and whether it is isolated there."""
+        done = subprocess.run(["ip", "-j", "-d", "address"], capture_output=True, check=True)
+        return {link["ifname"]: _link_words(link) for link in json.loads(done.stdout) if link["ifname"] != "lo"}
+
+    def has_link(self, name: str) -> bool:
+        return name in {link for _, link in socket.if_nameindex()}
 
     def rules(self) -> str:
         """Return the whole ruleset, in one order whatever the order of a set's elements in the kernel."""
@@ -156,7 +169,7 @@ class Ground:
     def inventory(self, name: str) -> dict[str, object]:
         return {
             "files": self.files(),
-            "links": sorted(self.links()),
+            "links": self.links(),
             "rules": self.rules(),
             "rows": self.rows(),
             "mounts": self.mounts(),
@@ -174,7 +187,7 @@ class Ground:
         for point in reversed([line.split(" ")[1] for line in Path("/proc/self/mounts").read_text().splitlines()]):
             if point.startswith(f"{self.root}/"):
                 _libc.umount2(point.encode(), 2)
-        for link in self.links():
+        for _, link in socket.if_nameindex()[1:]:
             netlink.remove_link(link)
         subprocess.run(["nft", "flush", "ruleset"], check=True)
 
@@ -297,6 +310,13 @@ def _of_session(session: int) -> list[int]:
         if fields and fields[0] != "Z" and int(fields[3]) == session:
             found.append(pid)
     return found
+
+
+def _link_words(link: dict) -> str:
+    addresses = [f"{found['local']}/{found['prefixlen']}" for found in link["addr_info"] if found["family"] == "inet"]
+    isolated = link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated", False)
+    words = ["up" if "UP" in link["flags"] else "down", *addresses, link["address"]]
+    return " ".join([*words, *([f"on {link['master']}"] if "master" in link else []), *(["isolated"] if isolated else [])])
 
 
 def _plain_rules(value):

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import fault_ground
@@ -14,6 +15,7 @@ from fault_verbs import SMALL, Verb
 _CODES = {Mode.INT: 130, Mode.TERM: 143}
 # Of a machine as it is shown: what differs between two machines that are the same.
 _VOLATILE = {"id", "pid", "created_at", "started_at"}
+Meddle = Callable[["Trials"], None]
 _LIVE = {"running", "paused", "stopping"}
 _GONE_S = 5.0
 
@@ -65,7 +67,8 @@ class Trials:
         clean = self._clean.get(verb.title) or self._recorded(verb, result)
         if clean is not None:
             self._clean[verb.title] = clean
-            keys = [(key, kind) for key, kind in clean.boundaries if happens_at(mode, kind)]
+            known = (("from the start", Kind.START), *clean.boundaries)
+            keys = [(key, kind) for key, kind in known if happens_at(mode, kind)]
             result.boundaries = len(keys)
             for key, kind in keys:
                 if wrong := self.trial(verb, Fault(mode, key), kind, clean):
@@ -74,13 +77,17 @@ class Trials:
         result.commands = self.runner.count - before
         return result
 
-    def trial(self, verb: Verb, fault: Fault, kind: Kind, clean: Clean) -> list[str]:
-        """Run the verb with a fault, and return all that is wrong then, after a repetition, and after deleting all."""
+    def trial(self, verb: Verb, fault: Fault, kind: Kind, clean: Clean, *, meddle: Meddle | None = None) -> list[str]:
+        """Run the verb with a fault, and return all that is wrong then, after a repetition, and after deleting all.
+
+        `meddle` is called after the fault, for the tests of this table itself.
+        """
         engine = self.prepare(verb)
-        ended = self._vmm(verb, fault)
-        wrong = _wrong_end(ended, fault, kind)
+        ended, wrong = self._faulty(verb, fault, kind)
+        if meddle is not None:
+            meddle(self)
         wrong += [f"a program of it goes on: pid {pid}" for pid in self.ground.quiet(ended.session)]
-        # A full disk is still full when the state is asked for.
+        # A full disk is still full when the state is asked for, and a read-only one still read-only.
         seen = self._looked(verb, engine)
         wrong += seen.wrong
         self.ground.lift()
@@ -97,13 +104,30 @@ class Trials:
         self._dirty = bool(left_running) or any(left[part] != clean.left[part] for part in left.keys() - {"files", "rows"})
         return wrong + left_running + _differences("all deleted, it differs", clean.left, left)
 
+    def _faulty(self, verb: Verb, fault: Fault, kind: Kind) -> tuple[Ended, list[str]]:
+        """Run the verb so that it meets the fault; return how it ended, and what is wrong with that."""
+        if kind is not Kind.START:
+            ended = self._vmm(verb, fault)
+            return ended, _wrong_end(ended, fault, kind)
+        if fault.mode is Mode.READ_ONLY:
+            self.ground.make_read_only()
+            ended = self._vmm(verb)
+            return ended, _wrong_end(ended, fault, kind)
+        with self.ground.held_database():
+            ended = self._vmm(verb)
+            listed = self.runner.ask("list")
+        wrong = _wrong_end(ended, fault, kind)
+        if listed.code != 0 and "The database is in use." not in listed.err:
+            wrong.append(f"list while it is held: {listed.words}")
+        return ended, wrong
+
     def prepare(self, verb: Verb) -> int | None:
         """Make the ground as the verb is to find it; return the pid of the engine of a machine that runs."""
         self.ground.lift()
         if self._dirty or verb.cold:
             self.ground.sweep()
             self._dirty = False
-        if not verb.cold and "vmm-br0" not in self.ground.links():
+        if not verb.cold and not self.ground.has_link("vmm-br0"):
             self._keep(fault_verbs.Ground.SET_UP).back()
             self._done("setup", "--no-kernel", "--no-image")
         if verb.ground is not fault_verbs.Ground.RUNNING:
@@ -234,7 +258,7 @@ class Trials:
         if state in _LIVE:
             if engines != [row["pid"]]:
                 wrong.append(f"list says {state} with pid {row['pid']}, its engines are {engines}")
-            if row["tap_device"] not in self.ground.links():
+            if not self.ground.has_link(row["tap_device"]):
                 wrong.append(f"list says {state}, and there is no tap {row['tap_device']}")
         elif engines or state in ("starting", "unreadable"):
             wrong.append(f"list says {state} ({row['reason']}), its engines are {engines}")
@@ -257,11 +281,13 @@ class Trials:
 
 def _wrong_end(ended: Ended, fault: Fault, kind: Kind) -> list[str]:
     """Return what is wrong with how a command ended that met the fault."""
-    if not ended.struck:
+    if not ended.struck and kind is not Kind.START:
         return [f"the failpoint was never reached; {ended.words}"]
     if fault.mode is Mode.KILL:
         return [] if ended.code == KILLED else [f"it was killed and ended with {ended.words}"]
-    wrong = [f"a trace: {ended.err[-1500:]}"] if "Traceback" in ended.err else []
+    if "Traceback" in ended.err:
+        return [f"a trace: {_last_frame(ended.err)}"]
+    wrong: list[str] = []
     if fault.mode in _CODES:
         # Nothing is left to be undone when all is done.
         allowed = {_CODES[fault.mode], 0} if kind is Kind.END else {_CODES[fault.mode]}
@@ -272,12 +298,21 @@ def _wrong_end(ended: Ended, fault: Fault, kind: Kind) -> list[str]:
     return wrong
 
 
+def _last_frame(trace: str) -> str:
+    """Return what was raised, and the last line of vmm's own that it came from."""
+    lines = trace.strip().splitlines()
+    frames = [line.strip() for line in lines if "/vmm/" in line and line.strip().startswith("File ")]
+    return f"{lines[-1]} from {re.sub(r'/.*/vmm/', '', frames[-1]) if frames else 'nowhere'}"
+
+
 def _differences(when: str, wanted: dict, seen: dict) -> list[str]:
     wrong: list[str] = []
     for part in wanted.keys() | seen.keys():
         one, other = wanted.get(part), seen.get(part)
         if one == other:
             continue
+        if part == "machines":
+            one, other = ({f"{row['name']}.{key}": value for row in rows for key, value in row.items()} for rows in (one, other))
         if isinstance(one, dict) and isinstance(other, dict):
             keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
             # A directory stands for what is in it.

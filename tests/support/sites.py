@@ -123,7 +123,7 @@ class WatchedStore(SqliteStore):
 def _empty_database() -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         store = SqliteStore(path=Path(directory) / "vmm.db", locks=Path(directory))
-        store.note_once("made")
+        store.remove("nobody")
         return store.path.read_bytes()
 
 

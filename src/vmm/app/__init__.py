@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm.images.library import ImageLibrary
     from vmm.model.defaults import Defaults
     from vmm.model.network import Lease, PortForward, Subnet
-    from vmm.model.site import Engine
+    from vmm.model.site import Engine, Traces
     from vmm.network.host_network import HostNetwork
     from vmm.storage.machine_files import MachineDirectories
     from vmm.storage.store import SqliteStore
@@ -135,10 +135,15 @@ class HostSite:
             )
         return uid
 
-    def sweep(self, machines: Sequence[Machine], live: Sequence[Machine]) -> Sequence[tuple[str, str]]:
+    def traces(self) -> Traces:
+        from vmm.app.sweep import traces
+
+        return traces(self)
+
+    def sweep(self) -> Sequence[tuple[str, str]]:
         from vmm.app.sweep import sweep
 
-        return sweep(self, machines, live)
+        return sweep(self)
 
     def ensure_supervisor(self) -> None:
         from vmm.host import files

@@ -7,8 +7,10 @@ from pathlib import Path
 from vmm.app import HostSite
 from vmm.engines.choice import KvmReport, kvm_report, qemu_program
 from vmm.engines.firecracker import releases
+from vmm.engines.firecracker.jail import refuse_unsafe
 from vmm.errors import NotFoundError, VmmError
-from vmm.host import packages, probes, systemd
+from vmm.host import cgroups, files, packages, probes, systemd
+from vmm.model.machine import Machine
 from vmm.model.readiness import Check, CheckStatus
 from vmm.model.sizes import human_bytes
 from vmm.network import links
@@ -25,6 +27,8 @@ def examine(site: HostSite) -> tuple[Check, ...]:
         lambda: _engine(site),
         lambda: _firecracker(site),
         lambda: _jailer(site),
+        lambda: _jails(site),
+        _cgroups,
         lambda: _qemu(site, report),
         _programs,
         _tun,
@@ -82,6 +86,10 @@ def _firecracker(site: HostSite) -> Check:
     if not site.firecracker.is_file():
         return _warn("firecracker", f"{site.firecracker} is not there", "sudo vmm setup")
     version = releases.version_of(site.firecracker)
+    holes = [hole for hole in releases.known_holes(version) if hole.where != "jailer"]
+    if holes:
+        named = "; ".join(f"{hole.name}: {hole.what}" for hole in holes)
+        return _warn("firecracker", f"{version} has a known hole ({named})", "sudo vmm setup --force")
     if releases.parse(version) < releases.parse(releases.FLOOR):
         detail = f"{version}: fit for a lab; real use wants {releases.FLOOR} or newer"
         return _warn("firecracker", detail, "sudo vmm setup --force (with the releases in reach)")
@@ -91,13 +99,33 @@ def _firecracker(site: HostSite) -> Check:
 def _jailer(site: HostSite) -> Check:
     jailer = site.firecracker.with_name("jailer")
     if not jailer.is_file():
-        return _warn("jailer", f"{jailer} is not there; machines run unjailed", "sudo vmm setup --force")
+        return _warn("jailer", f"{jailer} is not there: Firecracker will not start", "sudo vmm setup --force")
     version = releases.version_of(jailer)
     holes = [hole for hole in releases.known_holes(version) if hole.where == "jailer"]
     if holes:
         named = "; ".join(f"{hole.name}: {hole.what}" for hole in holes)
-        return _warn("jailer", f"{version} has a known hole ({named})", "sudo vmm setup --force")
+        detail = f"{version} has a known hole ({named}); vmm makes and checks every jail itself"
+        return _warn("jailer", detail, "sudo vmm setup --force")
     return _ok("jailer", version)
+
+
+def _jails(site: HostSite) -> Check:
+    """Whether machines can be confined, and whether every one is."""
+    loose = [record.name for record in site.store.machines() if isinstance(record, Machine) and not record.spec.jail]
+    if links.is_root() and site.jails.exists():
+        refuse_unsafe(site.jails)
+    first, last = site.config.uids
+    if loose:
+        named = ", ".join(loose[:5]) + (" ..." if len(loose) > 5 else "")
+        return _warn("jails", f"{named}: run as root, without a jail", f"vmm set {loose[0]} --jail")
+    return _ok("jails", f"every machine has one of its own, and a user id from {first} to {last}")
+
+
+def _cgroups() -> Check:
+    version = cgroups.version()
+    if version == 0:
+        return _warn("cgroups", "none that vmm may use: limits are refused", "mount /sys/fs/cgroup, writable")
+    return _ok("cgroups", f"version {version}")
 
 
 def _qemu(site: HostSite, report: KvmReport) -> Check:
@@ -180,7 +208,7 @@ def _room(site: HostSite) -> Check:
 
 def _file_system(site: HostSite) -> Check:
     path = site.config.paths.data_dir
-    network = probes.network_file_system(path)
+    network = files.network_file_system(path)
     if network:
         return _bad(
             "file system", f"{path} lies on {network}, where locks cannot be trusted", "choose another --data-dir"

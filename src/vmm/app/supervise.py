@@ -22,8 +22,6 @@ from vmm.operations.observe import guest_is_off
 from vmm.operations.settle import due_in_s
 
 if TYPE_CHECKING:
-    import subprocess
-
     from vmm.app import HostSite
     from vmm.config import Config
 
@@ -83,7 +81,7 @@ class _Watch:
         self._looked = -_LOOK_AGAIN_S
         self._fds: dict[str, tuple[int, int]] = {}  # name -> pidfd, pid
         self._gone: dict[str, float] = {}  # name -> since when its engine is seen to be gone
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: dict[str, process.Begun] = {}
         self._retry: dict[str, float] = {}
         self._consoles: dict[str, tuple[int, bool]] = {}  # name -> size, whether its end was looked at
 
@@ -179,8 +177,9 @@ class _Watch:
 
     def _reap(self) -> None:
         for name, child in list(self._children.items()):
-            if child.poll() is not None:
+            code = child.ended()
+            if code is not None:
                 del self._children[name]
-                self._retry[name] = time.monotonic() + (_RETRY_S if child.returncode else 0.0)
+                self._retry[name] = time.monotonic() + (_RETRY_S if code else 0.0)
                 self._gone.pop(name, None)
                 self._looked = -_LOOK_AGAIN_S

@@ -42,13 +42,14 @@ def make_dir(path: Path, *, mode: int = 0o755) -> Path:
 _NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse.sshfs", "fuse.glusterfs", "lustre", "afs")
 
 
-def network_file_system(path: Path, mounts: str | None = None) -> str | None:
+def network_file_system(path: Path, table: Path = Path("/proc/self/mounts")) -> str | None:
     """Return the kind of network file system that `path` lies on, or would lie on; None for a local one."""
-    text = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace") if mounts is None else mounts
+    from vmm.host import ceilings
+
     best, kind = "", ""
-    for line in text.splitlines():
+    for line in ceilings.table_lines(table):
         target, found = line.split(" ")[1:3]
-        target = target.encode().decode("unicode_escape").rstrip("/") + "/"
+        target = ceilings.unescaped(target).rstrip("/") + "/"
         if f"{path}/".startswith(target) and len(target) >= len(best):
             best, kind = target, found
     return kind if kind in _NETWORK_FILE_SYSTEMS else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmm.host import process
+from vmm.host import ceilings, process
 
 
 def bind(source: Path, target: Path, *, read_only: bool) -> None:
@@ -19,8 +19,8 @@ def below(path: Path) -> list[Path]:
     """Return the mounts at `path` and below it, the innermost first."""
     inside = f"{path.resolve()}/"
     found: list[Path] = []
-    for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
-        target = line.split(" ")[1].encode().decode("unicode_escape")
+    for line in ceilings.table_lines(Path("/proc/self/mounts")):
+        target = ceilings.unescaped(line.split(" ")[1])
         if f"{target}/".startswith(inside):
             found.append(Path(target))
     return found[::-1]

@@ -12,8 +12,6 @@ from vmm.host.copy import reflink
 
 # adjtimex(2): TIME_ERROR is returned while the clock is not synchronised.
 _TIME_ERROR = 5
-# statfs(2) f_type of network file systems, where locks and SQLite cannot be trusted: NFS, CIFS, SMB2, CEPH, 9p.
-_NETWORK_FILE_SYSTEMS = {0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB", 0x00C36400: "Ceph", 0x01021997: "9p"}
 
 
 def opens(path: Path) -> bool:
@@ -40,17 +38,6 @@ def reflinks(path: Path) -> bool | None:
             one.flush()
             return reflink(one.fileno(), two.fileno())
     except OSError:
-        return None
-
-
-def network_file_system(path: Path) -> str | None:
-    """Return the kind of network file system that `path` lies on, None for a local one."""
-    while not path.exists():
-        path = path.parent
-    try:
-        kind = process.run(["stat", "-f", "-c", "%t", str(path)]).stdout.strip()
-        return _NETWORK_FILE_SYSTEMS.get(int(kind, 16))
-    except (HostError, ValueError):
         return None
 
 

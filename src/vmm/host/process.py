@@ -45,7 +45,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Begun(Value):
-    """A short program under way, started by `begin`."""
+    """A program under way, which its starter waits for."""
 
     process: subprocess.Popen[bytes]
 
@@ -56,6 +56,10 @@ class Begun(Value):
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+    def ended(self) -> int | None:
+        """Return its exit code, None while it runs."""
+        return self.process.poll()
 
 
 def begin(argv: Sequence[str], *, stdin: str) -> Begun:
@@ -114,7 +118,7 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
 
 
 class Streams(Value):
-    """Where a program that outlives us writes, and the cgroups that it is put into (descriptors of cgroup.procs)."""
+    """Where a program that outlives us writes, and the cgroups that it is put into (what `cgroups.join` opened)."""
 
     output: IO[bytes]
     errors: IO[bytes]
@@ -145,12 +149,12 @@ def spawn_through(argv: Sequence[str], *, streams: Streams, timeout_s: float) ->
             raise
 
 
-def child(argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a program that is waited for later; what it says goes where ours does."""
+def child(argv: Sequence[str]) -> Begun:
+    """Start a program that is waited for later; what it complains of goes where our own complaints do."""
     with _told(argv):
-        return subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment(), cwd="/"
-        )
+        argv = list(argv)
+        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment(), cwd="/")
+    return Begun(process=child)
 
 
 def _outliving(argv: Sequence[str], streams: Streams) -> subprocess.Popen[bytes]:

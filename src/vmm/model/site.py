@@ -20,6 +20,16 @@ from vmm.model.machine import (
 )
 from vmm.model.network import Lease, PortForward, Subnet
 from vmm.model.progress import Progress
+from vmm.model.value import Value
+
+
+class Traces(Value):
+    """What stands on a host of machines: the ids with a jail and with a cgroup, the names with a socket, the taps."""
+
+    jails: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()
+    sockets: frozenset[str] = frozenset()
+    taps: frozenset[str] = frozenset()
 
 
 class Store(Protocol):
@@ -80,6 +90,10 @@ class Network(Protocol):
 
     def differences(self, attached: Sequence[tuple[Lease, Sequence[PortForward]]]) -> Sequence[str]:
         """Return what of bridge, firewall and taps is not as these machines need it, a sentence each."""
+        ...
+
+    def restore(self) -> None:
+        """Make bridge and firewall what the machines that run now need."""
         ...
 
     def remove_tap(self, tap: str) -> bool:
@@ -310,8 +324,12 @@ class Site(Protocol):
         """Have vmm's supervisor there, which looks after the machines that run."""
         ...
 
-    def sweep(self, machines: Sequence[Machine], live: Sequence[Machine]) -> Sequence[tuple[str, str]]:
-        """Remove what commands and engines that are gone left; return (subject, what) of each."""
+    def traces(self) -> Traces:
+        """Return what stands on this host of machines, whether they run or not."""
+        ...
+
+    def sweep(self) -> Sequence[tuple[str, str]]:
+        """Remove what was left and is of no machine that is known; return (subject, what) of each."""
         ...
 
     def memory_mib(self) -> int:

@@ -82,6 +82,18 @@ class HostNetwork(Value):
         found += [f"the tap {lease.tap} is gone" for lease, _ in attached if lease.tap not in there]
         return found
 
+    def restore(self) -> None:
+        """Make bridge and firewall what the machines that run now need, whoever comes and goes meanwhile."""
+        links.mend_bridge(self.bridge_name, self.subnet)
+        wanted = None
+        while (known := _by_address(self.running())) != wanted:
+            self._firewall.replace(known.values())
+            wanted = known
+        self._firewall.accept_where_others_drop()
+
+    def taps(self) -> list[str]:
+        return links.taps()
+
     def remove_tap(self, tap: str) -> bool:
         """Remove a tap; False when it is not there."""
         if tap not in links.taps():

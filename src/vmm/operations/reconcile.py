@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from vmm import TYPE_CHECKING
-from vmm.errors import VmmError
+from vmm.errors import ConflictError, NotFoundError, VmmError
 from vmm.model.event import EventKind, Happening
-from vmm.model.lifecycle import LIVE
+from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import Machine, MachineState, UnreadableRecord
 from vmm.model.value import Value
+from vmm.operations.clear import clear_away
 from vmm.operations.observe import observed
-from vmm.operations.settle import settle
+from vmm.operations.settle import settle_locked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.model.machine import ProcessIdentity
-    from vmm.model.site import Site
+    from vmm.model.site import Site, Traces
 
 
 class Repair(Value):
@@ -29,27 +30,24 @@ class Repair(Value):
 def reconcile(site: Site) -> tuple[Repair, ...]:
     """Make the host what the records say, and the records what the host shows; return what was done.
 
-    Nothing that is someone else's is touched, and no disk is ever removed.
+    Nothing that is someone else's is touched, and no disk is ever removed. A machine that another command is working on
+    is left to it.
     """
     repairs: list[Repair] = []
-    records = site.store.machines()
-    repairs += [
-        Repair(subject=record.name, what=f"its record cannot be read: {record.problem}", done=False)
-        for record in records
-        if isinstance(record, UnreadableRecord)
-    ]
-    machines = [record for record in records if isinstance(record, Machine)]
-    engines = _engines(site, machines)
+    machines: list[Machine] = []
+    for record in site.store.machines():
+        if isinstance(record, UnreadableRecord):
+            what = f"its record cannot be read: {record.problem}"
+            repairs.append(Repair(subject=record.name, what=what, done=False))
+        else:
+            machines.append(record)
+    engines, traces = _engines(site, machines), site.traces()
     for machine in machines:
-        try:
-            repairs += _mend_record(site, machine, engines.get(machine.name))
-        except VmmError as error:
-            repairs.append(Repair(subject=machine.name, what=f"{error.brief} {error.details}", done=False))
-    machines = [record for record in site.store.machines() if isinstance(record, Machine)]
-    live = [machine for machine in machines if observed(site, machine).state in LIVE]
-    repairs += _mend_network(site, machines, live)
-    repairs += [Repair(subject=subject, what=what) for subject, what in site.sweep(machines, live)]
-    if live:
+        if not _is_in_order(site, machine, engines.get(machine.name), traces):
+            repairs += _mend(site, machine.name, engines.get(machine.name))
+    repairs += _mend_network(site)
+    repairs += [Repair(subject=subject, what=what) for subject, what in site.sweep()]
+    if any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine)):
         site.ensure_supervisor()
     return tuple(repairs)
 
@@ -64,23 +62,55 @@ def _engines(site: Site, machines: Sequence[Machine]) -> dict[str, ProcessIdenti
     return {names[marker]: process for marker, process in site.processes.find_all(names).items()}
 
 
-def _mend_record(site: Site, machine: Machine, engine: ProcessIdentity | None) -> list[Repair]:
-    name = machine.name
-    if machine.state not in LIVE:
-        if engine is None:
-            return _look_at_disk(site, machine)
-        # A database that was restored, or a command that died after it had recorded what it was about to do.
-        with site.store.lock(name):
-            if site.store.machine(name).state in LIVE or not site.processes.is_alive(engine):
-                return []
-            what = f"its engine runs (pid {engine.pid}), and was recorded as {machine.state}"
-            event = Happening(kind=EventKind.REPAIRED, detail=what)
-            site.store.record(name, MachineState.RUNNING, process=engine, wanted=True, event=event)
-        return [Repair(subject=name, what=what)]
-    found = settle(site, name)
-    if found.end is None:
+def _is_in_order(site: Site, machine: Machine, engine: ProcessIdentity | None, traces: Traces) -> bool:
+    """Whether nothing is to be mended, as far as can be seen without the machine's lock."""
+    if machine.state in LIVE:
+        return observed(site, machine).state in LIVE
+    return engine is None and not _traced(machine, traces) and site.files.is_made(machine.name)
+
+
+def _traced(machine: Machine, traces: Traces) -> list[str]:
+    """Return what stands on the host of a machine, in words."""
+    kinds = {
+        "jail": machine.id in traces.jails,
+        "cgroup": machine.id in traces.groups,
+        "socket": machine.name in traces.sockets,
+        "tap": machine.lease.tap in traces.taps,
+    }
+    return [kind for kind, there in kinds.items() if there]
+
+
+def _mend(site: Site, name: str, engine: ProcessIdentity | None) -> list[Repair]:
+    try:
+        with site.store.lock(name, timeout_s=0.0):
+            return _mend_locked(site, site.store.machine(name), engine)
+    except (ConflictError, NotFoundError):
+        # Another command is at work on it, or has deleted it meanwhile.
         return []
-    return [Repair(subject=name, what=f"it was recorded as {machine.state}; {found.machine.reason}")]
+    except VmmError as error:
+        return [Repair(subject=name, what=f"{error.brief} {error.details}", done=False)]
+
+
+def _mend_locked(site: Site, machine: Machine, engine: ProcessIdentity | None) -> list[Repair]:
+    name = machine.name
+    if machine.state in LIVE:
+        found = settle_locked(site, machine)
+        if found.end is None:
+            return []
+        return [Repair(subject=name, what=f"it was recorded as {machine.state}; {found.machine.reason}")]
+    if engine is not None and site.processes.is_alive(engine):
+        # A database that was restored, or a command that died after it had recorded what it was about to do.
+        what = f"its engine runs (pid {engine.pid}), and was recorded as {machine.state}"
+        event = Happening(kind=EventKind.REPAIRED, detail=what)
+        site.store.record(name, MachineState.RUNNING, process=engine, wanted=True, event=event)
+        return [Repair(subject=name, what=what)]
+    repairs = _look_at_disk(site, machine)
+    left = _traced(machine, site.traces())
+    if left:
+        site.network.remove_tap(machine.lease.tap)
+        clear_away(site, machine)
+        repairs.append(Repair(subject=name, what=f"{' and '.join(left)} of its own were left"))
+    return repairs
 
 
 def _look_at_disk(site: Site, machine: Machine) -> list[Repair]:
@@ -93,17 +123,15 @@ def _look_at_disk(site: Site, machine: Machine) -> list[Repair]:
     return [Repair(subject=machine.name, what=what, done=False)]
 
 
-def _mend_network(site: Site, machines: Sequence[Machine], live: Sequence[Machine]) -> list[Repair]:
-    # What has no process now gets its tap and rules when it is started.
-    attached = [machine for machine in live if machine.process is not None]
-    wanted = [(machine.lease, site.store.forwards(machine.name)) for machine in attached]
-    gone = {machine.lease.tap: machine.name for machine in machines} | {machine.lease.tap: "" for machine in live}
-    repairs = [
-        Repair(subject=name, what="a tap of its was left")
-        for tap, name in gone.items()
-        if name and site.network.remove_tap(tap)
+def _mend_network(site: Site) -> list[Repair]:
+    # What waits for its restart gets its tap and rules with it.
+    live = [
+        seen
+        for record in site.store.machines()
+        if isinstance(record, Machine) and (seen := observed(site, record)).state in LIVE and not is_waiting(seen)
     ]
-    repairs += [Repair(subject="network", what=what) for what in site.network.differences(wanted)]
-    if any(repair.subject == "network" for repair in repairs):
-        site.network.reconcile(wanted)
-    return repairs
+    attached = [(machine.lease, site.store.forwards(machine.name)) for machine in live]
+    found = site.network.differences(attached)
+    if found:
+        site.network.restore()
+    return [Repair(subject="network", what=what) for what in found]

@@ -36,15 +36,19 @@ def settle(site: Site, name: str) -> Settled:
     One that runs, or whose end is recorded, is left as it is.
     """
     with site.store.lock(name, timeout_s=_LOCK_S):
-        machine = site.store.machine(name)
-        seen = observed(site, machine)
-        if machine.state not in LIVE or seen.state in LIVE:
-            return Settled(machine=seen, end=None, waits=is_waiting(machine))
-        end = how_it_ended(site, machine)
-        release(site, machine)
-        clear_away(site, machine)
-        waits = _record(site, machine, end)
-        return Settled(machine=site.store.machine(name), end=end.kind, waits=waits)
+        return settle_locked(site, site.store.machine(name))
+
+
+def settle_locked(site: Site, machine: Machine) -> Settled:
+    """Settle a machine whose lock the caller holds."""
+    seen = observed(site, machine)
+    if machine.state not in LIVE or seen.state in LIVE:
+        return Settled(machine=seen, end=None, waits=is_waiting(machine))
+    end = how_it_ended(site, machine)
+    release(site, machine)
+    clear_away(site, machine)
+    waits = _record(site, machine, end)
+    return Settled(machine=site.store.machine(machine.name), end=end.kind, waits=waits)
 
 
 def restart_waiting(site: Site, name: str, *, owner: Owner | None) -> Machine:

@@ -70,8 +70,8 @@ def build(jail: Jail, plan: BootPlan) -> None:
     """
     try:
         refuse_unsafe(jail.base)
-        files.make_dir(jail.directory.parent, mode=0o700)
         demolish(jail)
+        files.make_dir(jail.directory.parent, mode=0o700)
         jail.directory.mkdir(mode=0o700)
         jail.root.mkdir(mode=0o700)
         _place(plan.kernel, jail.root / _KERNEL)
@@ -138,17 +138,24 @@ def expose(jail: Jail, plan: BootPlan) -> bool:
 
 def demolish(jail: Jail) -> None:
     """Remove the jail with all that is in it; none is no error. HostError for one that vmm did not make."""
+    # Each before what is in it: a link above would lead elsewhere.
+    if all(_is_ours(path) for path in (jail.directory.parent, jail.directory)):
+        files.remove_tree(jail.directory, unmount=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether there is such a directory; HostError for something that vmm did not make."""
     try:
-        there = jail.directory.lstat()
+        there = path.lstat()
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISDIR(there.st_mode) or there.st_uid != 0:
         raise HostError(
             "Something that is not vmm's stands where a jail is to be.",
-            details=f"{jail.directory} is {stat.filemode(there.st_mode)}, of user {there.st_uid}; it was left alone.",
-            resolution=f"Look at it, then remove it: rm -r {jail.directory}",
+            details=f"{path} is {stat.filemode(there.st_mode)}, of user {there.st_uid}; it was left alone.",
+            resolution=f"Look at it, then remove it: rm -r {path}",
         )
-    files.remove_tree(jail.directory, unmount=True)
+    return True
 
 
 def refuse_unsafe(base: Path) -> None:
