@@ -25,7 +25,7 @@ KILLED = 73
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Reading a link's flags, its address and its index changes nothing (linux/sockios.h).
 _ASKING_IOCTLS = {0x8913, 0x8915, 0x8933}
-_MS_REMOUNT = 32
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096
 # What differs from run to run: a machine's id, the pid and random part of a working directory, of a temporary file.
 _VARYING = (
     (re.compile(r"[0-9a-f]{32}"), "ID"),
@@ -35,13 +35,9 @@ _VARYING = (
 )
 # What is built or taken apart in a working directory counts as one piece of work, as the pieces of a copy do.
 _WORKING_TREE = re.compile(r"(staging/[a-z]+-\*/tree/).+")
-_SQL_WRITES = re.compile(r"\s*(BEGIN|COMMIT|END|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|VACUUM|PRAGMA \w+ ?=)", re.I)
+_SQL_WRITES = re.compile(r"\s*(BEGIN|COMMIT|END|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|VACUUM|PRAGMA \w+ ?=)", re.IGNORECASE)
 # Of the connection, not of the file.
-_SQL_SETTINGS = re.compile(r"\s*PRAGMA (foreign_keys|busy_timeout|synchronous|temp_store|cache_size|query_only)", re.I)
-_SQL_WORDS = {
-    errno.EIO: "disk I/O error",
-    errno.EROFS: "attempt to write a readonly database",
-}
+_SQL_SETTINGS = re.compile(r"\s*PRAGMA (foreign_keys|busy_timeout|synchronous|temp_store|cache_size|query_only)", re.IGNORECASE)
 # Taken before anything is wrapped, and looked up before the process forks.
 _exit, _write, _kill, _killpg = os._exit, os.write, os.kill, os.killpg
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,7 +73,7 @@ _KINDS = {
     Mode.INT: set(Kind) - {Kind.START},
     Mode.TERM: set(Kind) - {Kind.START},
     Mode.EIO: {Kind.FILE, Kind.SQL},
-    Mode.EROFS: {Kind.FILE, Kind.SQL},
+    Mode.EROFS: {Kind.FILE, Kind.SQL, Kind.OTHER},
     Mode.ENOSPC: {Kind.FILE, Kind.SQL, Kind.OTHER},
     Mode.EMFILE: {Kind.FILE, Kind.SQL, Kind.OTHER},
     Mode.READ_ONLY: {Kind.START},
@@ -159,8 +155,6 @@ class Failpoints:
                 self._strike(label, kind)
             finally:
                 self._busy.discard(thread)
-        elif self._struck and self._fault.mode is Mode.EROFS:
-            _refuse(label, kind, errno.EROFS)
 
     def _strike(self, label: str, kind: Kind) -> None:
         match self._fault.mode:
@@ -171,10 +165,13 @@ class Failpoints:
                 _killpg(self._pid, signal.SIGINT)
             case Mode.TERM:
                 _kill(self._pid, signal.SIGTERM)
+            case Mode.EIO if kind is Kind.SQL:
+                # A trace callback may not raise, and SQLite's own files cannot be broken for it: its own words must do.
+                raise sqlite3.OperationalError("disk I/O error")
             case Mode.EIO:
-                _refuse(label, kind, errno.EIO)
+                raise OSError(errno.EIO, os.strerror(errno.EIO), label)
             case Mode.EROFS:
-                _refuse(label, kind, errno.EROFS)
+                make_read_only(self._root)
             case Mode.ENOSPC:
                 fill(self._root)
             case Mode.EMFILE:
@@ -288,17 +285,23 @@ def fill(root: str) -> None:
     raise AssertionError(f"{root} is never still enough to be filled")
 
 
+def make_read_only(root: str) -> None:
+    """Lay a read-only view of the directory over itself: a real EROFS for every program, until it is lifted.
+
+    A real read-only remount is refused while anyone has a file open for writing, as every engine has its disk.
+    """
+    _mounted(root, root, _MS_BIND, None)
+    _mounted("none", root, _MS_BIND | _MS_REMOUNT | _MS_RDONLY, None)
+
+
 def remount(root: str, options: str) -> None:
-    if _mount(b"tmpfs", root.encode(), b"tmpfs", ctypes.c_ulong(_MS_REMOUNT), options.encode()):
-        raise OSError(ctypes.get_errno(), f"remount {root} with {options}")
+    _mounted("tmpfs", root, _MS_REMOUNT, options)
 
 
-def _refuse(label: str, kind: Kind, number: int) -> None:
-    if kind is Kind.SQL:
-        # What an INSERT into a read-only file and a COMMIT to a broken disk give; a ROLLBACK always works.
-        raise sqlite3.OperationalError(_SQL_WORDS[number])
-    if kind is Kind.FILE:
-        raise OSError(number, os.strerror(number), label)
+def _mounted(source: str, root: str, flags: int, options: str | None) -> None:
+    texts = [None if text is None else text.encode() for text in (source, root, options)]
+    if _mount(texts[0], texts[1], None, ctypes.c_ulong(flags), texts[2]):
+        raise OSError(ctypes.get_errno(), f"mount {root} with {options or flags}")
 
 
 def _path(given, at: int = -1) -> str:

@@ -21,10 +21,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import failpoints
+
 from vmm.network import netlink
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
-_MS_RDONLY, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 1, 32, 1 << 14, 1 << 18
+_MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+_MNT_DETACH = 2
 ROOM = "size=512m,nr_inodes=20000"
 # Tables that grow with what happened, and are to.
 _HISTORY = {"events", "meta"}
@@ -46,7 +49,7 @@ def enter(namespace: str, root: Path) -> None:
 
 
 def bind(source: Path, target: Path) -> None:
-    _mount(str(source), str(target), None, 4096, None)
+    _mount(str(source), str(target), None, _MS_BIND, None)
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None) -> None:
@@ -70,10 +73,9 @@ class Ground:
 
     def lift(self) -> None:
         """Give back the room that a fault took, and the right to write."""
-        _mount("tmpfs", str(self.root), "tmpfs", _MS_REMOUNT, ROOM)
-
-    def make_read_only(self) -> None:
-        _mount("tmpfs", str(self.root), "tmpfs", _MS_REMOUNT | _MS_RDONLY, ROOM)
+        while [line.split(" ")[1] for line in _mounts()].count(str(self.root)) > 1:
+            _checked(_libc.umount2(str(self.root).encode(), _MNT_DETACH), f"umount {self.root}")
+        failpoints.remount(str(self.root), ROOM)
 
     @contextlib.contextmanager
     def held_database(self) -> Iterator[None]:
@@ -155,8 +157,7 @@ class Ground:
             self.ids |= {row[0] for row in c.execute("SELECT id FROM machines")}
 
     def mounts(self) -> list[str]:
-        lines = Path("/proc/self/mounts").read_text().splitlines()
-        points = [line.split(" ")[1] for line in lines]
+        points = [line.split(" ")[1] for line in _mounts()]
         return [_plain(point) for point in points if point.startswith(f"{self.root}/")]
 
     def cgroups(self, name: str) -> list[str]:
@@ -184,9 +185,9 @@ class Ground:
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
                 select.select([fd], [], [], 10)
                 os.close(fd)
-        for point in reversed([line.split(" ")[1] for line in Path("/proc/self/mounts").read_text().splitlines()]):
+        for point in reversed([line.split(" ")[1] for line in _mounts()]):
             if point.startswith(f"{self.root}/"):
-                _libc.umount2(point.encode(), 2)
+                _libc.umount2(point.encode(), _MNT_DETACH)
         for _, link in socket.if_nameindex()[1:]:
             netlink.remove_link(link)
         subprocess.run(["nft", "flush", "ruleset"], check=True)
@@ -284,6 +285,10 @@ def _plain(path: str) -> str:
     return _ID.sub("ID", path)
 
 
+def _mounts() -> list[str]:
+    return Path("/proc/self/mounts").read_text().splitlines()
+
+
 def _pids() -> list[int]:
     own = os.getpid()
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own]
@@ -315,7 +320,9 @@ def _of_session(session: int) -> list[int]:
 def _link_words(link: dict) -> str:
     addresses = [f"{found['local']}/{found['prefixlen']}" for found in link["addr_info"] if found["family"] == "inet"]
     isolated = link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated", False)
-    words = ["up" if "UP" in link["flags"] else "down", *addresses, link["address"]]
+    kind = link.get("linkinfo", {}).get("info_kind", "")
+    # A bridge's MAC is given to it, a tap's own is the kernel's choice.
+    words = ["up" if "UP" in link["flags"] else "down", *addresses, *([link["address"]] if kind == "bridge" else [])]
     return " ".join([*words, *([f"on {link['master']}"] if "master" in link else []), *(["isolated"] if isolated else [])])
 
 

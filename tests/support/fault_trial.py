@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import failpoints
 import fault_ground
 import fault_verbs
 from failpoints import KILLED, Fault, Kind, Mode, happens_at
@@ -110,7 +111,7 @@ class Trials:
             ended = self._vmm(verb, fault)
             return ended, _wrong_end(ended, fault, kind)
         if fault.mode is Mode.READ_ONLY:
-            self.ground.make_read_only()
+            failpoints.make_read_only(str(self.ground.root))
             ended = self._vmm(verb)
             return ended, _wrong_end(ended, fault, kind)
         with self.ground.held_database():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmm.engines.firecracker import api
 from vmm.host import cgroups
 
 LIBRARY = Path(os.environ.get("VMM_TEST_LIBRARY", ""))
@@ -78,6 +79,11 @@ class Host:
     def console(self, name: str) -> str:
         path = self.data_dir / "logs" / f"{name}.console"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def press(self, name: str) -> None:
+        """Press Ctrl-Alt-Del on the keyboard of a guest that Firecracker runs: what a tiny kernel may wait for."""
+        socket = self.data_dir / "sockets" / f"{name}.sock"
+        api.request(socket, "PUT", "/actions", {"action_type": "SendCtrlAltDel"}, timeout_s=5)
 
     def sql(self, statement: str, *values) -> list[tuple]:
         """Run a statement on the database behind vmm's back."""

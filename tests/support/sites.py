@@ -9,18 +9,20 @@ import functools
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from vmm.app import HostSite
 from vmm.config import DEFAULTS, SUBNET
 from vmm.errors import EngineError, NotFoundError, StateError
 from vmm.model.engine import BootPlan, EngineFeatures
 from vmm.model.image import Image, Kernel
 from vmm.model.machine import EngineName, Machine, MachineState, Owner, ProcessIdentity
-from vmm.model.network import place_in
+from vmm.model.network import Lease, PortForward, place_in
+from vmm.model.site import Traces
 from vmm.operations.create import CreateRequest, create
 from vmm.operations.observe import view
 from vmm.operations.start import Mode, start
@@ -132,6 +134,7 @@ class FakeProcesses:
     log: Journal
     clock: Clock
     running: dict[int, ProcessIdentity] = field(default_factory=dict)
+    groups: set[str] = field(default_factory=set)  # ids of machines with a cgroup
     out_of_memory: set[str] = field(default_factory=set)
     boot_id: str = "boot-1"
     command: int = 1
@@ -155,6 +158,7 @@ class FakeProcesses:
     def reboot(self) -> None:
         """Reboot the host: no process is left, and pids are given out anew."""
         self.running.clear()
+        self.groups.clear()
         self.boot_id = f"boot-{int(self.boot_id[5:]) + 1}"
         self.next_pid = 42
 
@@ -182,6 +186,7 @@ class FakeProcesses:
 
     def remove_group(self, machine_id: str) -> None:
         self.log.do("remove group")
+        self.groups.discard(machine_id)
         self.out_of_memory.discard(machine_id)
 
     def this_process(self) -> ProcessIdentity:
@@ -191,6 +196,7 @@ class FakeProcesses:
 @dataclass
 class FakeNetwork:
     log: Journal
+    running: Callable[[], Sequence[tuple[Lease, Sequence[PortForward]]]]
     taps: dict[str, int] = field(default_factory=dict)  # tap -> the user id that may open it
     rules: dict[str, frozenset] = field(default_factory=dict)  # address -> the forwards in force
     bound: bool = False
@@ -222,9 +228,9 @@ class FakeNetwork:
         self.log.do(f"close {forward.host_port}")
         self.rules[lease.address] = self.rules.get(lease.address, frozenset()) - {forward}
 
-    def reconcile(self, attached) -> None:
-        self.log.do("reconcile network")
-        self.rules = {lease.address: frozenset(forwards) for lease, forwards in attached}
+    def restore(self) -> None:
+        self.log.do("restore network")
+        self.rules = {lease.address: frozenset(forwards) for lease, forwards in self.running()}
 
     def differences(self, attached) -> list[str]:
         wanted = {lease.address: frozenset(forwards) for lease, forwards in attached}
@@ -249,6 +255,8 @@ class FakeEngine:
     log: Journal
     processes: FakeProcesses
     plans: list[BootPlan] = field(default_factory=list)
+    jails: set[str] = field(default_factory=set)
+    sockets: set[Path] = field(default_factory=set)
     fails: BaseException | None = None
     fails_to_spawn: BaseException | None = None
     known_holes: tuple[str, ...] = ()
@@ -265,6 +273,11 @@ class FakeEngine:
         if self.fails_to_spawn:
             raise self.fails_to_spawn
         self.plans.append(plan)
+        if plan.cgroup:
+            self.processes.groups.add(plan.id)
+        if plan.jails is not None:
+            self.jails.add(plan.id)
+        self.sockets.add(plan.socket)
         process = self.processes.exec(str(plan.socket) if plan.jails is None else f"/{plan.id}.sock")
         # From here on there is an engine of which nobody has heard.
         self.log.step()
@@ -289,12 +302,14 @@ class FakeEngine:
 
     def clean_up(self, machine_id: str, *, jails: Path) -> None:
         self.log.do("clean up")
+        self.jails.discard(machine_id)
 
 
 @dataclass
 class FakeFiles:
     said: Journal
     root: Path
+    sockets: set[Path]
     made: set[str] = field(default_factory=set)
     consoles: dict[str, str] = field(default_factory=dict)
     fails: BaseException | None = None
@@ -352,6 +367,7 @@ class FakeFiles:
 
     def unlink_socket(self, name: str) -> None:
         self.said.do("unlink socket")
+        self.sockets.discard(self.socket(name))
 
     def config(self, name: str) -> Path:
         return self.root / name / "config"
@@ -430,9 +446,10 @@ class FakeSite:
             path=state / "vmm.db", locks=state / "locks", journal=self.log, full=self.disk_is_full
         )
         self.processes = FakeProcesses(self.log, clock)
-        self.network = FakeNetwork(self.log)
+        # What a firewall that must be rendered is rendered from is decided where everything is wired.
+        self.network = FakeNetwork(self.log, lambda: HostSite.running_leases(self))  # type: ignore[arg-type]
         self.the_engine = FakeEngine(self.log, self.processes)
-        self.files = FakeFiles(self.log, root)
+        self.files = FakeFiles(self.log, root, self.the_engine.sockets)
         self.guest = FakeGuest(self.log, self.processes)
         times = {"created_at": "2026-01-01T00:00:00Z", "sha256": "0", "source": "test"}
         image = Image(name="default", path=root / "image", size_mib=512, **times)
@@ -471,8 +488,16 @@ class FakeSite:
     def ensure_supervisor(self) -> None:
         self.log.do("supervisor")
 
-    def sweep(self, machines, live) -> list[tuple[str, str]]:
-        self.log.do(f"sweep {[machine.name for machine in live]} of {[machine.name for machine in machines]}")
+    def traces(self) -> Traces:
+        return Traces(
+            jails=frozenset(self.the_engine.jails),
+            groups=frozenset(self.processes.groups),
+            sockets=frozenset(path.name.removesuffix(".sock") for path in self.the_engine.sockets),
+            taps=frozenset(self.network.taps),
+        )
+
+    def sweep(self) -> list[tuple[str, str]]:
+        self.log.do("sweep")
         found, self.left = self.left, []
         return found
 

@@ -102,7 +102,10 @@ def tiny(container: Container) -> Container:
 def test_a_machine_is_a_unit_with_its_own_cgroup_and_limits(tiny: Container) -> None:
     limits = ("--cpu-limit", "0.5", "--memory-limit", "64", "--pids-limit", "50", "--io-read-bps", "10M")
     tiny.run("vmm", "create", "u", *SMALL, "--restart", "on-failure", *limits)
-    tiny.run("vmm", "start", "u")
+    # Three terminals at once: one starts it, and the others are told that it runs.
+    said = tiny.run("sh", "-c", "vmm start u & vmm start u & vmm start u & wait").stdout
+    assert sorted(words in said for words in ("is running", "runs already")) == [True, True], said
+    assert said.count("is running") == 1, said
     machine, found = shown(tiny, "u"), unit(tiny, "u")
     assert (machine["state"], machine["owner"]) == ("running", "unit")
     assert found["MainPID"] == str(machine["pid"])

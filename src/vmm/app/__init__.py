@@ -239,6 +239,7 @@ class HostSite:
             write_initrd=self._write_initrd,
             make_host_key=_make_host_key,
             make_seed=_make_seed,
+            socket_group=lambda: self.socket_group,
         )
 
     @property

@@ -102,7 +102,7 @@ def await_running(
         if plan.socket.exists():
             try:
                 if ask(min(_ASK_S, deadline - time.monotonic())) is EngineStatus.RUNNING:
-                    return
+                    return _share_socket(plan)
             except EngineError as error:
                 last = error
         if not identity.is_alive(process) and not _still_becoming(process):
@@ -113,6 +113,13 @@ def await_running(
         details=last.details if last else words(plan) or "It said nothing.",
         resolution=f"See its log: {plan.log}; vmm doctor checks the host.",
     )
+
+
+def _share_socket(plan: BootPlan) -> None:
+    """Let the group that is configured use the API, which is made for its owner alone."""
+    if plan.socket_group is not None:
+        os.chown(plan.socket, 0, plan.socket_group)
+        plan.socket.chmod(0o660)
 
 
 def words(plan: BootPlan) -> str:

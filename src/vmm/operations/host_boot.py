@@ -24,7 +24,9 @@ def autostart(site: Site) -> tuple[Outcome, ...]:
 def autostop(site: Site, *, timeout_s: float = STOP_TIMEOUT_S) -> tuple[Outcome, ...]:
     """Stop every running machine, and keep the wish that it runs."""
     names = [m.name for m in _machines(site) if observed(site, m).state in LIVE]
-    return each(names, lambda name: stop(site, name, timeout_s=timeout_s, keep_wanted=True)) if names else ()
+    return (
+        each(names, lambda name: stop(site, name, timeout_s=timeout_s, keep_wanted=True), workers=256) if names else ()
+    )
 
 
 def _machines(site: Site) -> list[Machine]:

@@ -82,6 +82,24 @@ def start(site: Site, name: str, mode: Mode = DEFAULT) -> Started:
     """
     began = time.monotonic()
     units = site.units if mode.owner is None else None
+    if units is None:
+        machine, already = _begin(site, name, mode, boot=True)
+    else:
+        # Its own lock: the start within the unit takes the machine's, and of two that ask for it one must wait.
+        with site.store.lock(f".unit-{name}"):
+            machine, already = _begin(site, name, mode, boot=False)
+            if not already:
+                units.start(machine, overcommit=mode.overcommit)
+                machine = observed(site, site.store.machine(name))
+    site.ensure_supervisor()
+    if mode.wait is Wait.SSH:
+        await_ssh(site, machine, timeout_s=mode.timeout_s or SSH_TIMEOUT_S)
+    warnings = () if already else _warnings(site, machine)
+    return Started(machine=machine, already=already, seconds=time.monotonic() - began, warnings=warnings)
+
+
+def _begin(site: Site, name: str, mode: Mode, *, boot: bool) -> tuple[Machine, bool]:
+    """Look whether the machine may be started and runs already; if it does not, and with `boot`, boot it."""
     with site.store.lock(name):
         machine = observed(site, site.store.machine(name))
         check_legal(Verb.START, machine)
@@ -94,16 +112,9 @@ def start(site: Site, name: str, mode: Mode = DEFAULT) -> Started:
         already = not is_needed(Verb.START, machine.state) or _adopt(machine)
         if already and machine.process is not None:
             site.store.record(name, MachineState.RUNNING, process=machine.process, wanted=True)
-        elif units is None:
+        elif not already and boot:
             machine = _boot(site, machine, mode)
-    if units is not None and not already:
-        units.start(machine, overcommit=mode.overcommit)
-        machine = observed(site, site.store.machine(name))
-    site.ensure_supervisor()
-    if mode.wait is Wait.SSH:
-        await_ssh(site, machine, timeout_s=mode.timeout_s or SSH_TIMEOUT_S)
-    warnings = () if already else _warnings(site, machine)
-    return Started(machine=machine, already=already, seconds=time.monotonic() - began, warnings=warnings)
+    return machine, already
 
 
 def await_ssh(site: Site, machine: Machine, *, timeout_s: float) -> float:

@@ -29,17 +29,23 @@ _LOG_WORDS_BYTES = 2048
 _BOOT_MARK = "\n=== vmm: {name} boots at {at} ===\n"
 
 
+def _no_group() -> None:
+    return None
+
+
 class MachineDirectories(Value):
     """Every machine's own files.
 
     `make_host_key` writes a private key to the path it is given and the public one beside it (`.pub`).
-    `make_seed` writes a NoCloud disk from (machine, user data, path).
+    `make_seed` writes a NoCloud disk from (machine, user data, path). `socket_group` returns the group that may
+    reach the engines' API.
     """
 
     paths: Paths
     write_initrd: WriteInitrd
     make_host_key: Callable[[Path], None]
     make_seed: Callable[[Machine, Path, Path], None]
+    socket_group: Callable[[], int | None] = _no_group
 
     def make(self, machine: Machine, image: Image) -> None:
         """Make the directory with its disk and host key. The disk is made last: its name says that all is there."""
@@ -86,7 +92,10 @@ class MachineDirectories(Value):
 
     def prepare_boot(self, machine: Machine, kernel: Kernel, resolvers: Sequence[str]) -> Path | None:
         """Make what an engine needs to find: the directories of sockets and logs, and the initrd."""
-        files.make_dir(self.paths.sockets, mode=0o700)
+        group = self.socket_group()
+        files.make_dir(self.paths.sockets, mode=0o700 if group is None else 0o710)
+        if group is not None:
+            os.chown(self.paths.sockets, 0, group)
         files.make_dir(self.paths.logs)
         if kernel.stage1 is None:
             return None

@@ -162,6 +162,7 @@ class SqliteStore(Value):
             _remember(connection, name, event)
         with contextlib.suppress(OSError):
             files.confined(self.locks, name).unlink(missing_ok=True)
+            files.confined(self.locks, f".unit-{name}").unlink(missing_ok=True)
 
     def events(self, machine: str | None = None, *, after: int = 0, most: int = 1000) -> Sequence[Event]:
         """Return the newest `most` events after the one with the id `after`, the oldest first."""

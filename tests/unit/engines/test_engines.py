@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from plans import a_plan
+
 from vmm.engines.choice import KvmReport, kvm_report, pick
 from vmm.engines.firecracker import api, releases
-from vmm.engines.firecracker.engine import FirecrackerEngine, configuration
+from vmm.engines.firecracker.configuration import configuration
+from vmm.engines.firecracker.engine import FirecrackerEngine
 from vmm.engines.qemu import qmp
-from vmm.engines.qemu.engine import QemuEngine, arguments, tsc_hz
+from vmm.engines.qemu.engine import QemuEngine, _user, arguments, tsc_hz
 from vmm.errors import EngineError, UsageError
-from vmm.model.engine import BootPlan, Disk, EngineStatus
+from vmm.model.engine import EngineStatus
 from vmm.model.machine import EngineName
 
 GREETING = b'{"QMP": {}}\r\n'
@@ -154,23 +157,58 @@ def test_qmp_refusal_is_quoted(serve: Callable[..., Path]) -> None:
 # Arguments
 
 
-def a_plan(**changes: object) -> BootPlan:
-    values: dict[str, object] = {
-        "name": "m", "id": "0" * 32, "cpus": 2, "memory_mib": 512, "kernel": Path("/k"), "initrd": Path("/i"),
-        "command_line": "console=ttyS0", "disks": (Disk(path=Path("/d,1")), Disk(path=Path("/seed"), read_only=True)),
-        "tap": "vmm-ac100002", "mac": "06:00:ac:10:00:02", "socket": Path("/s,2.sock"), "console": Path("/c"),
-        "log": Path("/l"), "config": Path("/e"),
-        **changes,
-    }  # fmt: skip
-    return BootPlan(**values)  # type: ignore[arg-type]
-
-
 def test_firecrackers_configuration() -> None:
-    made = configuration(a_plan())
+    """Outside of a jail with the paths as they are; inside with those that the jail gives them."""
+    made = configuration(a_plan(), kernel="/k", initrd="/i", disks=["/d,1", "/seed"])
     assert made["boot-source"] == {"kernel_image_path": "/k", "boot_args": "console=ttyS0", "initrd_path": "/i"}
     assert made["machine-config"] == {"vcpu_count": 2, "mem_size_mib": 512}
-    assert [(d["path_on_host"], d["is_read_only"]) for d in made["drives"]] == [("/d,1", False), ("/seed", True)]  # type: ignore[attr-defined]
-    assert "initrd_path" not in configuration(a_plan(initrd=None))["boot-source"]  # type: ignore[operator]
+    drives = made["drives"]
+    assert [(d["path_on_host"], d["is_read_only"]) for d in drives] == [("/d,1", False), ("/seed", True)]  # type: ignore[attr-defined]
+    assert {d["is_root_device"] for d in drives} == {False}  # type: ignore[attr-defined]
+    without = configuration(a_plan(), kernel="/k", initrd=None, disks=["/d,1", "/seed"])
+    assert "initrd_path" not in without["boot-source"]  # type: ignore[operator]
+    with pytest.raises(ValueError, match="zip"):
+        configuration(a_plan(), kernel="/k", initrd=None, disks=["/d,1"])
+
+
+def test_an_engine_is_known_by_its_own_socket_whichever_way_it_was_started() -> None:
+    socket, machine_id = Path("/d/sockets/m.sock"), "0" * 32
+    both = FirecrackerEngine(binary=Path("/x")).markers(machine_id=machine_id, socket=socket)
+    # A machine's jail may have been taken off while it ran under it.
+    assert both == (f"/{machine_id}.sock", str(socket))
+    assert QemuEngine(binary=Path("/x"), kvm=False).markers(machine_id=machine_id, socket=socket) == (str(socket),)
+
+
+@pytest.mark.fault(27)
+def test_holes_are_those_of_the_release_that_was_installed(tmp_path: Path) -> None:
+    (tmp_path / "firecracker.json").write_text('{"version": "1.12.1"}')
+    engine = FirecrackerEngine(binary=tmp_path / "firecracker")
+    assert engine.holes() == ("Firecracker 1.12.1 has CVE-2026-1386: the jailer follows symbolic links.",)
+    (tmp_path / "firecracker.json").write_text('{"version": "1.16.1"}')
+    assert engine.holes() == ()
+    assert QemuEngine(binary=Path("/x"), kvm=False).holes() == ()
+
+
+def test_qemu_gives_root_up_by_the_option_that_it_has() -> None:
+    assert _user(100_002, newer=False) == ["-runas", "100002:100002"]
+    assert _user(100_002, newer=True) == ["-run-with", "user=100002:100002"]
+
+
+@pytest.mark.parametrize(
+    ("words", "newer"),
+    [
+        ("QEMU emulator version 7.2.9 (Debian 1:7.2+dfsg-7+deb12u6)", False),
+        ("QEMU emulator version 9.0.2", False),
+        ("QEMU emulator version 9.1.0", True),
+        ("QEMU emulator version 10.0.0", True),
+        ("nothing that is known", False),
+    ],
+)
+def test_which_option_is_read_from_qemus_own_words(tmp_path: Path, words: str, newer: bool) -> None:
+    qemu = tmp_path / "qemu"
+    qemu.write_text(f"#!/bin/sh\necho '{words}'\n")
+    qemu.chmod(0o755)
+    assert QemuEngine(binary=qemu, kvm=False)._knows_run_with() is newer
 
 
 def test_qemus_arguments() -> None:

@@ -1,9 +1,11 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from vmm.errors import HostError
+from vmm.errors import ConflictError, HostError
 from vmm.host import files
 
 MIB = 1024 * 1024
@@ -114,3 +116,117 @@ def test_no_directory_is_told_in_three_parts() -> None:
         files.make_dir(Path("/proc/nothing/here"))
     assert "/proc/nothing/here" in caught.value.brief
     assert caught.value.resolution
+
+
+# Locks
+
+
+def test_a_lock_is_taken_seen_and_given_back(tmp_path: Path) -> None:
+    lock = tmp_path / "state" / "supervisor"
+    assert not files.is_locked(lock)
+    held = files.try_lock(lock)
+    assert held is not None
+    assert files.is_locked(lock)
+    assert files.try_lock(lock) is None
+    os.close(held)
+    assert not files.is_locked(lock)
+    assert lock.stat().st_mode & 0o777 == 0o600
+
+
+def test_whoever_looks_whether_it_is_locked_does_not_hold_it(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        assert not files.is_locked(lock)
+    with files.locked(lock, what="it", timeout_s=0.05):
+        for _ in range(20):
+            assert files.is_locked(lock)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.fault(1)
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    script = "import sys, time; from vmm.host import files; from pathlib import Path\n"
+    script += "files.try_lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert files.is_locked(lock)
+        with pytest.raises(ConflictError, match="working on it"), files.locked(lock, what="it", timeout_s=0.05):
+            pass
+        holder.kill()
+        holder.wait()
+    assert not files.is_locked(lock)
+
+
+def test_a_lock_is_not_inherited_by_what_is_started(tmp_path: Path) -> None:
+    """An engine outlives the command that started it; it must not hold the machine's lock for its whole life."""
+    lock = tmp_path / "lock"
+    with files.locked(lock, what="it", timeout_s=1):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    try:
+        assert not files.is_locked(lock)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_lock_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(HostError, match="cannot be opened"):
+        files.try_lock(tmp_path / "lock")
+
+
+# What a killed command left
+
+
+@pytest.mark.fault(1)
+def test_working_directories_of_the_dead_are_swept_and_of_the_living_not(tmp_path: Path) -> None:
+    root = tmp_path / "staging"
+    with files.staging_dir(root, prefix="mine") as mine:
+        (root / "pull-1-0123abcd").mkdir()
+        (root / "pull-1-0123abcd" / "half").write_text("x")
+        (root / "not-of-ours").mkdir()
+        (root / "pull-1-0123abce").write_text("a file")
+        assert files.sweep_staging(root) == ["pull-1-0123abcd"]
+        assert sorted(path.name for path in root.iterdir()) == sorted([mine.name, "not-of-ours", "pull-1-0123abce"])
+        assert files.sweep_staging(root) == []
+    assert files.sweep_staging(tmp_path / "none") == []
+    assert files.sweep_staging(root / "pull-1-0123abce") == []
+
+
+@pytest.mark.fault(26)
+def test_a_sweep_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    root = tmp_path / "staging"
+    root.mkdir()
+    (root / "pull-1-0123abcd").symlink_to(tmp_path / "precious")
+    files.sweep_staging(root)
+    assert (tmp_path / "precious" / "file").exists()
+
+
+# File systems
+
+
+@pytest.mark.fault(35)
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/srv/vmm", "nfs4"),
+        ("/srv/vmm/state", "nfs4"),
+        ("/srv/vmm/local/state", None),
+        ("/srv/vmm2", None),
+        ("/home/a b/x", "cifs"),
+        ("/var/lib/vmm", None),
+    ],
+)
+def test_a_network_file_system_is_known_by_the_mount_that_counts(tmp_path: Path, path: str, kind: str | None) -> None:
+    table = tmp_path / "mounts"
+    table.write_text(
+        "/dev/vda / ext4 rw 0 0\nserver:/x /srv/vmm nfs4 rw 0 0\n/dev/vdb /srv/vmm/local xfs rw 0 0\n"
+        "//server/x /home/a\\040b cifs rw 0 0\n"
+    )
+    assert files.network_file_system(Path(path), table) == kind

@@ -240,10 +240,12 @@ def test_a_program_that_starts_another_and_ends(tmp_path: Path) -> None:
 
 @pytest.mark.fault(14)
 def test_a_program_that_should_start_another_and_hangs_is_ended(tmp_path: Path) -> None:
+    script = f"echo $$ > {tmp_path}/pid; exec sleep 60"
     began = time.monotonic()
-    with (tmp_path / "out").open("ab") as out, pytest.raises(HostError, match="did not end within"):
+    with (tmp_path / "out").open("ab") as out:
         streams = process.Streams(output=out, errors=out)
-        process.spawn_through(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"], streams=streams, timeout_s=0.3)
+        with pytest.raises(HostError, match="did not end within"):
+            process.spawn_through(["sh", "-c", script], streams=streams, timeout_s=0.3)
     assert time.monotonic() - began < 5
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
@@ -255,7 +257,8 @@ def test_what_an_engine_makes_is_its_owners_alone(tmp_path: Path) -> None:
         known = spawned(tmp_path, "sh", "-c", f"echo x > {tmp_path}/made", "marker-y", marker="marker-y")
     finally:
         os.umask(old)
-    until(lambda: not identity.is_alive(known))
+    until((tmp_path / "made").exists)
+    assert identity.wait_gone(replace(known, marker=""), timeout_s=5)
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
 
 
@@ -270,7 +273,7 @@ def test_a_child_is_in_its_cgroup_before_it_does_anything(tmp_path: Path) -> Non
             known = process.spawn(["cat", str(group)], marker=str(group), streams=streams)
     finally:
         os.close(fd)
-    until(lambda: not identity.is_alive(known))
+    assert identity.wait_gone(replace(known, marker=""), timeout_s=5)
     assert (tmp_path / "out").read_text() == "0"
 
 

@@ -41,14 +41,14 @@ def test_where_all_is_as_it_is_remembered_nothing_is_done(site: FakeSite) -> Non
     before = records(site)
     assert reconcile(site) == ()
     assert records(site) == before
-    assert site.log == ["sweep ['runs', 'waits'] of ['new', 'runs', 'stands', 'waits']", "supervisor"]
+    assert site.log == ["sweep", "supervisor"]
 
 
 def test_where_nothing_runs_no_supervisor_is_needed(site: FakeSite) -> None:
     made(site)
     site.log.clear()
     assert reconcile(site) == ()
-    assert site.log == ["sweep [] of ['m']"]
+    assert site.log == ["sweep"]
 
 
 @pytest.mark.fault(13)
@@ -164,13 +164,39 @@ def test_what_cannot_be_mended_keeps_nothing_else_from_it(site: FakeSite, monkey
     assert site.store.machine("b").state is MachineState.FAILED
 
 
-def test_a_tap_that_was_left_goes_and_no_other(site: FakeSite) -> None:
+@pytest.mark.parametrize("what", ["jail", "cgroup", "socket", "tap", "jail and cgroup and socket and tap"])
+def test_what_stands_of_a_machine_that_does_not_goes_and_nothing_else(site: FakeSite, what: str) -> None:
     stands, runs = made(site, "stands"), running(site, "runs")
-    site.network.taps |= {stands.lease.tap: 0, "vmm-0a000001": 0}
-    assert told(reconcile(site)) == [("stands", "a tap of its was left", True)]
-    # The third is another data directory's.
-    assert site.network.taps.keys() == {runs.lease.tap, "vmm-0a000001"}
+    known = {
+        "jail": (site.the_engine.jails, stands.id, "0" * 32),
+        "cgroup": (site.processes.groups, stands.id, "0" * 32),
+        "socket": (site.the_engine.sockets, site.files.socket("stands"), site.files.socket("other")),
+    }
+    for kind in what.split(" and "):
+        if kind == "tap":
+            site.network.taps |= {stands.lease.tap: 0, "vmm-0a000001": 0}
+        else:
+            where, own, others = known[kind]
+            where |= {own, others}  # type: ignore[arg-type]
+    assert told(reconcile(site)) == [("stands", f"{what} of its own were left", True)]
+    # What is of no machine here may be another data directory's; what is of one that runs is in use.
+    assert site.network.taps.keys() - {"vmm-0a000001"} == {runs.lease.tap}
+    for where, own, _ in known.values():
+        assert own not in where
+    assert runs.id in site.the_engine.jails & site.processes.groups
+    assert site.files.socket("runs") in site.the_engine.sockets
     assert reconcile(site) == ()
+
+
+def test_a_machine_that_another_command_works_on_is_left_to_it(site: FakeSite) -> None:
+    running(site, "a")
+    running(site, "b")
+    for name in ("a", "b"):
+        end_engine(site, name)
+    with site.store.lock("a"):
+        assert [repair.subject for repair in reconcile(site)] == ["b", "network"]
+    assert site.store.machine("a").state is MachineState.RUNNING
+    assert [repair.subject for repair in reconcile(site)] == ["a"]
 
 
 @pytest.mark.fault(29)
@@ -191,7 +217,7 @@ def test_rules_that_someone_removed(site: FakeSite) -> None:
         "172.16.0.2": frozenset({forward("a", 8080)}),
         "172.16.0.3": frozenset({forward("b", 8081)}),
     }
-    assert site.log.count("reconcile network") == 1
+    assert site.log.count("restore network") == 1
     assert reconcile(site) == ()
 
 
@@ -201,6 +227,9 @@ def test_what_waits_has_no_rules_until_it_is_started(site: FakeSite) -> None:
     settle(site, "m")
     assert site.network.rules == {}
     assert reconcile(site) == ()
+    # Also where the whole firewall is rendered anew.
+    site.network.rules["172.16.9.9"] = frozenset()
+    assert len(reconcile(site)) == 1
     assert site.network.rules == {}
 
 

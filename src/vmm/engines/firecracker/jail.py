@@ -187,10 +187,11 @@ def _inside(plan: BootPlan) -> dict[str, object]:
 
 def _place(source: Path, target: Path, *, owner: int | None = None) -> None:
     """Let `source` be seen at `target`: by a hard link, or where that cannot be by a bind mount."""
+    source = source.resolve()
     if owner is not None:
-        os.chown(source, owner, owner, follow_symlinks=False)
+        os.chown(source, owner, owner)
     try:
-        os.link(source.resolve(), target)
+        os.link(source, target)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
             raise
