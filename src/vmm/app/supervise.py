@@ -119,20 +119,23 @@ class _Watch:
 
     def _attend(self, machine: Machine, poller: select.poll) -> None:
         if is_waiting(machine):
-            late = -due_in_s(machine) if due_in_s(machine) else time.time() - machine.supervision.due_at
-            if late >= _PATIENCE_S[machine.supervision.owner]:
-                self._settle(machine.name)
+            if due_in_s(machine) == 0.0:
+                self._be_patient(machine)
             return
         if machine.process is None:
             return
         if machine.name not in self._fds and not self._watch(machine, poller):
-            since = self._gone.setdefault(machine.name, time.monotonic())
-            if time.monotonic() - since >= _PATIENCE_S[machine.supervision.owner]:
-                self._settle(machine.name)
+            self._be_patient(machine)
             return
         self._gone.pop(machine.name, None)
         if machine.process.marker:
             self._tend(machine)
+
+    def _be_patient(self, machine: Machine) -> None:
+        """Deal with what is due, unless it is for the machine's owner to do, and the owner still has time."""
+        since = self._gone.setdefault(machine.name, time.monotonic())
+        if time.monotonic() - since >= _PATIENCE_S[machine.supervision.owner]:
+            self._settle(machine.name)
 
     def _watch(self, machine: Machine, poller: select.poll) -> bool:
         """Open a pidfd of the machine's process; False when that is gone."""

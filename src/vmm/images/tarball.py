@@ -196,9 +196,9 @@ def shown(path: bytes) -> str:
 
 
 def _check_sum(block: bytes) -> None:
-    rest = block[:148] + b" " * 8 + block[156:]
+    told, rest = _number(block[148:156]), block[:148] + b" " * 8 + block[156:]
     # Old tars summed signed bytes.
-    if _number(block[148:156]) not in (sum(rest), sum(rest) - 256 * sum(byte > 127 for byte in rest)):
+    if told != sum(rest) and told != sum(memoryview(rest).cast("b")):
         raise BadArchive("A header of it is damaged: its checksum is wrong.")
 
 

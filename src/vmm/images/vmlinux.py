@@ -31,6 +31,8 @@ def extract_vmlinux(kernel: Path, out: Path, *, staging: Path) -> None:
         if not kernel.is_file() and kernel.exists():
             raise _no_kernel(kernel, "It is no regular file")
         with kernel.open("rb") as stream:
+            if (size := os.fstat(stream.fileno()).st_size) > MOST_BYTES:
+                raise _too_large(kernel, f"It has {size} bytes")
             head = stream.read(_HEAD_BYTES)
             if _is_bootable(head):
                 stream.seek(0)

@@ -43,6 +43,10 @@ def settle_locked(site: Site, machine: Machine) -> Settled:
     """Settle a machine whose lock the caller holds."""
     seen = observed(site, machine)
     if machine.state not in LIVE or seen.state in LIVE:
+        if seen.process is not None and seen.process != machine.process:
+            # The command that started it was ended before it could say which process it is.
+            event = Happening(kind=EventKind.REPAIRED, detail=f"its engine runs (pid {seen.process.pid})")
+            site.store.record(machine.name, seen.state, process=seen.process, event=event)
         return Settled(machine=seen, end=None, waits=is_waiting(machine))
     end = how_it_ended(site, machine)
     release(site, machine)
