@@ -1,5 +1,10 @@
-"""What every test may use lies in tests/support; here, the count of the faults that a run has held."""
+"""What every test may use lies in tests/support; here, the count of the faults that a run has held.
 
+With VMM_FAULT_ROWS, a file, several runs of pytest count together: each adds what it saw.
+"""
+
+import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +31,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _outcomes:
-        return
-    terminalreporter.section("fault table")
-    terminalreporter.write_line(fault_table.summary(_outcomes))
+    counted = os.environ.get("VMM_FAULT_ROWS")
+    if counted:
+        _add_up(Path(counted))
+    if _outcomes:
+        terminalreporter.section("fault table")
+        terminalreporter.write_line(fault_table.summary(_outcomes, whole=bool(counted)))
+        for note in fault_table.NOTES:
+            terminalreporter.write_line(note)
+
+
+def _add_up(path: Path) -> None:
+    if path.exists():
+        for row, seen in json.loads(path.read_text()).items():
+            _outcomes.setdefault(int(row), set()).update(seen)
+    path.write_text(json.dumps({row: sorted(seen) for row, seen in _outcomes.items()}))

@@ -32,12 +32,17 @@ _VARYING = (
     (re.compile(r"-[0-9]+-[0-9a-f]{8}\b"), "-*"),
     (re.compile(r"\.[0-9a-f]{12}\b"), ".*"),
     (re.compile(r"/proc/[0-9]+"), "/proc/PID"),
+    (re.compile(r"/proc/self/fd/[0-9]+"), "/proc/self/fd/N"),
 )
-# What is built or taken apart in a working directory counts as one piece of work, as the pieces of a copy do.
-_WORKING_TREE = re.compile(r"(staging/[a-z]+-\*/tree/).+")
-_SQL_WRITES = re.compile(r"\s*(BEGIN|COMMIT|END|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|VACUUM|PRAGMA \w+ ?=)", re.IGNORECASE)
+# What fills a working directory, or takes a jail apart, counts as one piece of work: its first step of each kind.
+_ONE_PIECE = re.compile(r"(staging/[a-z]+-\*/tree/|(?:remove|rmdir) jails/[a-z]+/ID/root/).+")
+_SQL_WRITES = re.compile(
+    r"\s*(BEGIN|COMMIT|END|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|VACUUM|PRAGMA \w+ ?=)", re.IGNORECASE
+)
 # Of the connection, not of the file.
-_SQL_SETTINGS = re.compile(r"\s*PRAGMA (foreign_keys|busy_timeout|synchronous|temp_store|cache_size|query_only)", re.IGNORECASE)
+_SQL_SETTINGS = re.compile(
+    r"\s*PRAGMA (foreign_keys|busy_timeout|synchronous|temp_store|cache_size|query_only)", re.IGNORECASE
+)
 # Taken before anything is wrapped, and looked up before the process forks.
 _exit, _write, _kill, _killpg = os._exit, os.write, os.kill, os.killpg
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -137,8 +142,8 @@ class Failpoints:
             label = label.replace(found, shown)
         for pattern, shown in _VARYING:
             label = pattern.sub(shown, label)
-        label, in_tree = _WORKING_TREE.subn(r"\1...", label)
-        once = once or in_tree > 0
+        label, in_piece = _ONE_PIECE.subn(r"\1...", label)
+        once = once or in_piece > 0
         with self._lock:
             number = self._count[label] = self._count.get(label, 0) + 1
             key = label if number == 1 else f"{label} #{number}"
@@ -208,7 +213,7 @@ class Failpoints:
         self.reached(f"{what} {self._shown(whole)}", Kind.FILE if self._is_inside(whole) else Kind.OTHER)
 
     def started(self, _event: str, arguments: tuple) -> None:
-        self.reached(f"exec {os.path.basename(_path(arguments[0]))}", Kind.OTHER)
+        self.reached(f"exec {_name(arguments[0])}", Kind.OTHER)
 
     def ioctl(self, _event: str, arguments: tuple) -> None:
         if arguments[1] not in _ASKING_IOCTLS:
@@ -239,7 +244,7 @@ class Failpoints:
         # Told with its values in place of the question marks, and again for each table that it cascades to.
         if statement != self._traced and _SQL_WRITES.match(statement) and not _SQL_SETTINGS.match(statement):
             self._traced = statement
-            if self._announced and self._announced[-1].split()[0].upper() == statement.split()[0].upper():
+            if self._announced and _first_word(self._announced[-1]) == _first_word(statement):
                 self._announced.pop()
             else:
                 self.missed.append(statement)
@@ -304,14 +309,27 @@ def _mounted(source: str, root: str, flags: int, options: str | None) -> None:
         raise OSError(ctypes.get_errno(), f"mount {root} with {options or flags}")
 
 
+def _name(program) -> str:
+    return os.fsdecode(program).rpartition("/")[2]
+
+
+def _first_word(statement: str) -> str:
+    return statement.split(maxsplit=1)[0].upper()
+
+
 def _path(given, at: int = -1) -> str:
     """Return the whole path of what a call was given: a path, one relative to a descriptor, or a descriptor."""
     if isinstance(given, int):
-        return os.readlink(f"/proc/self/fd/{given}")
+        return _target(given)
     path = os.fsdecode(given)
     if at >= 0 and not path.startswith("/"):
-        path = f"{os.readlink(f'/proc/self/fd/{at}')}/{path}"
-    return os.path.abspath(path)
+        path = f"{_target(at)}/{path}"
+    # As text: nothing is asked of the file system in the middle of what is tried.
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def _target(fd: int) -> str:
+    return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115  # a text, which need not be a path
 
 
 def _wrap_calls(points: Failpoints) -> None:
@@ -342,7 +360,7 @@ def _wrap_calls(points: Failpoints) -> None:
 
     def begun(self, argv, *arguments, **named) -> None:
         begin(self, argv, *arguments, **named)
-        points.reached(f"started {os.path.basename(argv[0])}", Kind.OTHER)
+        points.reached(f"started {_name(argv[0])}", Kind.OTHER)
 
     subprocess.Popen.__init__ = begun
 
@@ -383,4 +401,3 @@ def _wrap_netlink(points: Failpoints) -> None:
         return send(messages)
 
     netlink._send = sent
-

@@ -6,6 +6,7 @@ for real, flushing costs nothing, and nobody else sees it.
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -30,7 +31,9 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 _MNT_DETACH = 2
 ROOM = "size=512m,nr_inodes=20000"
 # Tables that grow with what happened, and are to.
-_HISTORY = {"events", "meta"}
+_HISTORY = {"events", "meta", "notes"}
+# Copies of the database that a migration kept.
+_BACKUPS = re.compile(r"state/backups(/vmm-[^/]*)?")
 _ID = re.compile(r"[0-9a-f]{32}")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,7 +43,7 @@ def enter(namespace: str, root: Path) -> None:
 
     Not by `ip netns exec`: that hides the host's cgroups.
     """
-    with open(f"/run/netns/{namespace}", "rb") as there:
+    with Path(f"/run/netns/{namespace}").open("rb") as there:
         _checked(_libc.setns(there.fileno(), _CLONE_NEWNET), "setns")
     _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE, None)
@@ -70,6 +73,7 @@ class Ground:
     root: Path
     kept: Path
     ids: set[str] = field(default_factory=set)
+    _supervisor: int | None = None
 
     def lift(self) -> None:
         """Give back the room that a fault took, and the right to write."""
@@ -89,6 +93,18 @@ class Ground:
             yield
             connection.execute("ROLLBACK")
 
+    def be_supervisor(self) -> None:
+        """Hold the lock of vmm's supervisor, so that none starts: what it does on its own would be seen at random."""
+        state = self.root / "state"
+        if state.is_dir():
+            self._supervisor = os.open(state / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._supervisor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def be_none(self) -> None:
+        if self._supervisor is not None:
+            os.close(self._supervisor)
+            self._supervisor = None
+
     def processes(self) -> dict[int, list[str]]:
         """Return the argument lists of living processes that are of this data directory, by pid."""
         found: dict[int, list[str]] = {}
@@ -106,9 +122,9 @@ class Ground:
         return [pid for pid, arguments in processes.items() if marks & set(arguments)]
 
     def quiet(self, session: int, timeout_s: float = 20.0) -> list[int]:
-        """Wait for the programs that a killed vmm left at work; return those that stay."""
+        """Wait for the programs that a killed vmm left at work, and for what the supervisor has had done; return what stays."""
         deadline = time.monotonic() + timeout_s
-        while left := _of_session(session):
+        while left := _of_session(session) + [pid for pid, argv in self.processes().items() if "settle" in argv]:
             if time.monotonic() > deadline:
                 return left
             time.sleep(0.002)
@@ -136,7 +152,11 @@ class Ground:
                 path = f"{directory}/{name}"
                 seen = os.lstat(path)
                 relative = path.removeprefix(f"{root}/")
+                if _BACKUPS.fullmatch(relative):
+                    continue
                 sized = stat.S_ISREG(seen.st_mode) and not relative.startswith(("logs/", "state/"))
+                # A pid has as many digits as it has.
+                sized = sized and not relative.endswith(".pid")
                 size = f" {seen.st_size}" if sized else ""
                 found[_plain(relative)] = f"{stat.filemode(seen.st_mode)} {seen.st_uid}:{seen.st_gid}{size}"
         return found
@@ -153,32 +173,37 @@ class Ground:
 
     def note_ids(self) -> None:
         path = self.root / "state" / "vmm.db"
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as c:
+        with (
+            contextlib.suppress(sqlite3.Error),
+            contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as c,
+        ):
             self.ids |= {row[0] for row in c.execute("SELECT id FROM machines")}
 
     def mounts(self) -> list[str]:
         points = [line.split(" ")[1] for line in _mounts()]
         return [_plain(point) for point in points if point.startswith(f"{self.root}/")]
 
-    def cgroups(self, name: str) -> list[str]:
-        """Return the cgroups of vmm's that bear the name or an id of a machine of ours."""
-        found = []
-        for top in Path("/sys/fs/cgroup").glob("*/vmm*"):
-            found += [str(path) for path in (top, *top.glob("*")) if path.name == name or path.name in self.ids]
+    def cgroups(self) -> list[str]:
+        """Return the cgroups that bear the id of a machine of ours."""
+        found: list[str] = []
+        # Version 1 has a directory for each controller, version 2 has none of them.
+        for top in (*Path("/sys/fs/cgroup").glob("*/vmm"), Path("/sys/fs/cgroup/vmm")):
+            with contextlib.suppress(FileNotFoundError):
+                found += [entry.path for entry in os.scandir(top) if entry.name in self.ids]
         return found
 
-    def inventory(self, name: str) -> dict[str, object]:
+    def inventory(self) -> dict[str, object]:
         return {
             "files": self.files(),
             "links": self.links(),
             "rules": self.rules(),
             "rows": self.rows(),
             "mounts": self.mounts(),
-            "cgroups": [_plain(path) for path in self.cgroups(name)],
+            "cgroups": [_plain(path) for path in self.cgroups()],
         }
 
     def sweep(self) -> None:
-        """End every process, link, rule and mount of ours, whatever made it."""
+        """End every process, link, rule, cgroup and mount of ours, whatever made it."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 fd = os.pidfd_open(pid)
@@ -188,6 +213,9 @@ class Ground:
         for point in reversed([line.split(" ")[1] for line in _mounts()]):
             if point.startswith(f"{self.root}/"):
                 _libc.umount2(point.encode(), _MNT_DETACH)
+        for path in self.cgroups():
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
         for _, link in socket.if_nameindex()[1:]:
             netlink.remove_link(link)
         subprocess.run(["nft", "flush", "ruleset"], check=True)
@@ -200,7 +228,6 @@ class Ground:
         kept = Kept(root=self.root, copy=copy)
         kept.take()
         return kept
-
 
 
 @dataclass
@@ -224,7 +251,7 @@ class Kept:
             elif stat.S_ISREG(seen.st_mode):
                 _copy(self.root / path, target)
             else:
-                target.symlink_to(os.readlink(self.root / path))
+                target.symlink_to((self.root / path).readlink())
 
     def back(self) -> None:
         for path in reversed(_walk(self.root)):
@@ -244,7 +271,7 @@ class Kept:
         if stat.S_ISDIR(seen.st_mode):
             target.mkdir()
         elif stat.S_ISLNK(seen.st_mode):
-            target.symlink_to(os.readlink(self.copy / path))
+            target.symlink_to((self.copy / path).readlink())
         else:
             _copy(self.copy / path, target)
         os.chown(target, seen.st_uid, seen.st_gid, follow_symlinks=False)
@@ -291,7 +318,8 @@ def _mounts() -> list[str]:
 
 def _pids() -> list[int]:
     own = os.getpid()
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own]
+    names = os.listdir("/proc")  # noqa: PTH208  # it is done after every command
+    return [int(name) for name in names if name.isdigit() and int(name) != own]
 
 
 def _read(path: str) -> str:
@@ -323,7 +351,9 @@ def _link_words(link: dict) -> str:
     kind = link.get("linkinfo", {}).get("info_kind", "")
     # A bridge's MAC is given to it, a tap's own is the kernel's choice.
     words = ["up" if "UP" in link["flags"] else "down", *addresses, *([link["address"]] if kind == "bridge" else [])]
-    return " ".join([*words, *([f"on {link['master']}"] if "master" in link else []), *(["isolated"] if isolated else [])])
+    return " ".join(
+        [*words, *([f"on {link['master']}"] if "master" in link else []), *(["isolated"] if isolated else [])]
+    )
 
 
 def _plain_rules(value):

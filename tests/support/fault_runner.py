@@ -83,8 +83,10 @@ class Runner:
         self._root = root
         self._names = names
         self.count = 0
+        # Where this process has vmm from, one that it starts has it too.
+        kept = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
         os.environ.clear()
-        os.environ.update({"PATH": _PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "VMM_DATA_DIR": root})
+        os.environ.update({"PATH": _PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "VMM_DATA_DIR": root, **kept})
 
     def run(self, argv: list[str], *, fault: Fault | None = None, watch: bool = False, tune=None) -> Ended:
         """Run one command to its end; with `fault` or `watch` its boundaries are noted. `tune` is called in the child."""
@@ -143,7 +145,7 @@ class Runner:
             if watch or fault is not None:
                 points.install()
             code = _main()
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # whatever it is, this process must not go on as the other
             traceback.print_exc()
         finally:
             with_hooks = os._exit
@@ -162,7 +164,7 @@ def _main() -> int:
     except KeyboardInterrupt:
         traceback.print_exc()
         return 130
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # as the interpreter does
         traceback.print_exc()
         return 1
 

@@ -55,7 +55,13 @@ def _package(tree: Path) -> Path:
     (tree / "boot").mkdir()
     (tree / "boot" / f"vmlinuz-{_VERSION}").write_bytes(tiny_kernel.build())
     (tree / "DEBIAN").mkdir()
-    facts = ("Package: linux-image-" + _VERSION, "Version: 1", "Architecture: amd64", "Maintainer: none", "Description: tiny")
+    facts = (
+        "Package: linux-image-" + _VERSION,
+        "Version: 1",
+        "Architecture: amd64",
+        "Maintainer: none",
+        "Description: tiny",
+    )
     (tree / "DEBIAN" / "control").write_text("\n".join(facts) + "\n")
     package = tree.with_suffix(".deb")
     subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, package], check=True, capture_output=True)

@@ -59,21 +59,22 @@ class Trials:
         self.paths = paths
         self.name = name
         self._kept: dict[fault_verbs.Ground, fault_ground.Kept] = {}
-        self._clean: dict[str, Clean] = {}
+        self._clean: dict[str, tuple[Clean, list[str]]] = {}
         self._dirty = True
 
     def run(self, verb: Verb, mode: Mode) -> Result:
+        """Try the verb with the fault at every boundary that the fault can happen at."""
         began, before = time.monotonic(), self.runner.count
         result = Result(verb=verb.title, mode=mode.value)
-        clean = self._clean.get(verb.title) or self._recorded(verb, result)
-        if clean is not None:
-            self._clean[verb.title] = clean
-            known = (("from the start", Kind.START), *clean.boundaries)
-            keys = [(key, kind) for key, kind in known if happens_at(mode, kind)]
-            result.boundaries = len(keys)
-            for key, kind in keys:
-                if wrong := self.trial(verb, Fault(mode, key), kind, clean):
-                    result.wrong[key] = wrong
+        clean, wrong = self.clean(verb)
+        if wrong:
+            result.wrong["without a fault"] = wrong
+        known = (("from the start", Kind.START), *clean.boundaries)
+        keys = [(key, kind) for key, kind in known if happens_at(mode, kind)]
+        result.boundaries = len(keys)
+        for key, kind in keys:
+            if wrong := self.trial(verb, Fault(mode, key), kind, clean):
+                result.wrong[key] = wrong
         result.seconds = time.monotonic() - began
         result.commands = self.runner.count - before
         return result
@@ -88,11 +89,15 @@ class Trials:
         if meddle is not None:
             meddle(self)
         wrong += [f"a program of it goes on: pid {pid}" for pid in self.ground.quiet(ended.session)]
+        return wrong + self.after(verb, ended.code, engine, clean)
+
+    def after(self, verb: Verb, code: int, engine: int | None, clean: Clean) -> list[str]:
+        """Return what is wrong after a verb that met a fault and ended with `code`, and then repeated, and then undone."""
         # A full disk is still full when the state is asked for, and a read-only one still read-only.
         seen = self._looked(verb, engine)
-        wrong += seen.wrong
+        wrong = seen.wrong
         self.ground.lift()
-        if ended.code != 0:
+        if code != 0:
             again = self._vmm(verb)
             if again.code != 0 and not (verb.done and re.search(verb.done, again.err, re.DOTALL)):
                 wrong.append(f"repeated: {again.words}")
@@ -100,10 +105,18 @@ class Trials:
             wrong += [f"repeated, then {text}" for text in seen.wrong]
         wrong += _differences("repeated, it differs", clean.final, self._final(seen))
         left_running = self._cleaned()
-        left = self.ground.inventory(self.name)
+        left = self.ground.inventory()
         # Files are put back before each trial in any case.
-        self._dirty = bool(left_running) or any(left[part] != clean.left[part] for part in left.keys() - {"files", "rows"})
+        self._dirty = bool(left_running) or any(
+            left[part] != clean.left[part] for part in left.keys() - {"files", "rows"}
+        )
         return wrong + left_running + _differences("all deleted, it differs", clean.left, left)
+
+    def clean(self, verb: Verb) -> tuple[Clean, list[str]]:
+        """Return what the verb does without a fault, and what is wrong with that."""
+        if verb.title not in self._clean:
+            self._clean[verb.title] = self._recorded(verb)
+        return self._clean[verb.title]
 
     def _faulty(self, verb: Verb, fault: Fault, kind: Kind) -> tuple[Ended, list[str]]:
         """Run the verb so that it meets the fault; return how it ended, and what is wrong with that."""
@@ -124,22 +137,27 @@ class Trials:
 
     def prepare(self, verb: Verb) -> int | None:
         """Make the ground as the verb is to find it; return the pid of the engine of a machine that runs."""
+        running = verb.ground is fault_verbs.Ground.RUNNING
         self.ground.lift()
+        self.ground.be_none()
+        kept = self._keep(fault_verbs.Ground.STOPPED if running else verb.ground)
         if self._dirty or verb.cold:
             self.ground.sweep()
             self._dirty = False
         if not verb.cold and not self.ground.has_link("vmm-br0"):
             self._keep(fault_verbs.Ground.SET_UP).back()
             self._done("setup", "--no-kernel", "--no-image")
-        if verb.ground is not fault_verbs.Ground.RUNNING:
-            self._keep(verb.ground).back()
+        kept.back()
+        if not verb.watched:
+            self.ground.be_supervisor()
+        if not running:
             return None
-        self._keep(fault_verbs.Ground.STOPPED).back()
         self._done("start", self.name)
-        self.ground.note_ids()
-        return self._listed()[0]["pid"]
+        (row,) = self._listed()
+        self.ground.ids.add(row["id"])
+        return row["pid"]
 
-    def _recorded(self, verb: Verb, result: Result) -> Clean | None:
+    def _recorded(self, verb: Verb) -> tuple[Clean, list[str]]:
         """Run the verb twice without a fault; it must do the same both times, and leave nothing that it should not."""
         runs: list[Clean] = []
         wrong: list[str] = []
@@ -148,27 +166,25 @@ class Trials:
             ended = self._vmm(verb, watch=True)
             if ended.code != 0:
                 wrong.append(ended.words)
-                break
             wrong += [f"SQL that went past the failpoints: {statement}" for statement in ended.missed]
             seen = self._looked(verb, engine)
             wrong += seen.wrong
             final = self._final(seen)
             wrong += self._cleaned()
-            runs.append(Clean(ended.reached, final, self.ground.inventory(self.name)))
-        if len(runs) == 2:
-            first, second = (dict(run.boundaries) for run in runs)
-            wrong += [f"a boundary of one run only: {key}" for key in sorted(first.keys() ^ second.keys())]
-            wrong += _differences("twice done, it differs", runs[0].final, runs[1].final)
-            wrong += _differences("twice deleted, it differs", runs[0].left, runs[1].left)
-            wrong += _orphans(runs[0].left)
-        if wrong:
-            result.wrong["without a fault"] = wrong
-            self._dirty = True
-        return runs[0] if len(runs) == 2 else None
+            runs.append(Clean(ended.reached, final, self.ground.inventory()))
+        first, second = (dict(run.boundaries) for run in runs)
+        wrong += [f"a boundary of one run only: {key}" for key in sorted(first.keys() ^ second.keys())]
+        wrong += _differences("twice done, it differs", runs[0].final, runs[1].final)
+        wrong += _differences("twice deleted, it differs", runs[0].left, runs[1].left)
+        wrong += _orphans(runs[0].left)
+        self._dirty = bool(wrong)
+        return runs[0], wrong
+
+    def arguments(self, verb: Verb) -> list[str]:
+        return [argument.format(**self.paths, name=self.name) for argument in verb.argv]
 
     def _vmm(self, verb: Verb, fault: Fault | None = None, *, watch: bool = False) -> Ended:
-        values = {**self.paths, "name": self.name}
-        return self.runner.run([argument.format(**values) for argument in verb.argv], fault=fault, watch=watch)
+        return self.runner.run(self.arguments(verb), fault=fault, watch=watch)
 
     def _done(self, *argv: str) -> Ended:
         ended = self.runner.run(list(argv))
@@ -215,7 +231,7 @@ class Trials:
     def _final(self, looked: Looked) -> dict[str, object]:
         """Return what the host shows after a verb; a temporary file that a crash left may wait for the end."""
         shown = [{key: value for key, value in row.items() if key not in _VOLATILE} for row in looked.rows]
-        seen = self.ground.inventory(self.name)
+        seen = self.ground.inventory()
         files = {path: what for path, what in seen["files"].items() if not _is_temporary(path)}
         return {**seen, "files": files, "machines": shown}
 
@@ -313,7 +329,9 @@ def _differences(when: str, wanted: dict, seen: dict) -> list[str]:
         if one == other:
             continue
         if part == "machines":
-            one, other = ({f"{row['name']}.{key}": value for row in rows for key, value in row.items()} for rows in (one, other))
+            one, other = (
+                {f"{row['name']}.{key}": value for row in rows for key, value in row.items()} for rows in (one, other)
+            )
         if isinstance(one, dict) and isinstance(other, dict):
             keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
             # A directory stands for what is in it.
@@ -335,7 +353,7 @@ def _orphans(left: dict) -> list[str]:
     """Return what must not be there when every machine was deleted."""
     wrong = [f"left: {path}" for path in left["files"] if _is_temporary(path)]
     below = ("vms/", "sockets/", "jails/firecracker/", "state/locks/", "logs/")
-    wrong += [f"left: {path}" for path in left["files"] if path.startswith(below)]
+    wrong += [f"left: {path}" for path in left["files"] if path.startswith(below) and path != "logs/supervisor.log"]
     wrong += [f"left: the link {link}" for link in left["links"] if link != "vmm-br0"]
     wrong += [f"left: {count} rows in {table}" for table, count in left["rows"].items() if count]
     wrong += [f"left: the mount {point}" for point in left["mounts"]]
@@ -351,4 +369,4 @@ def _is_temporary(path: str) -> bool:
 
 
 def _is_supervisor(argv: list[str]) -> bool:
-    return any("supervis" in argument for argument in argv)
+    return argv[-1] == "supervise"

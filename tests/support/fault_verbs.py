@@ -28,7 +28,8 @@ class Verb:
     """One row of the table.
 
     `done`: what a repetition may say instead of doing it (exit code 1), because it is done. `cold`: bridge and firewall
-    are not there. `leaves_running`: whatever happens, a machine that runs goes on running.
+    are not there. `leaves_running`: whatever happens, a machine that runs goes on running. `watched`: vmm's supervisor is
+    there, and does what it does meanwhile; elsewhere the table holds its place.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Verb:
     done: str | None = None
     cold: bool = False
     leaves_running: bool = False
+    watched: bool = False
 
 
 VERBS = (
@@ -47,7 +49,7 @@ VERBS = (
         Ground.SET_UP,
         done=r"There is a machine '\S+' already",
     ),
-    Verb("start, the host's first", ("start", NAME), Ground.CREATED, cold=True),
+    Verb("start, the host's first", ("start", NAME), Ground.CREATED, cold=True, watched=True),
     Verb("start", ("start", NAME), Ground.STOPPED),
     Verb("stop", ("stop", NAME, "--timeout", "0.3"), Ground.RUNNING),
     Verb("stop --force", ("stop", NAME, "--force"), Ground.RUNNING),

@@ -195,7 +195,8 @@ def a_host(name: str, directory: Path) -> Iterator[Host]:
     finally:
         sh("ip", "netns", "del", name)
         shutil.rmtree(host.data_dir, ignore_errors=True)
-    assert outer_state() == before
+    after = outer_state()
+    assert after == before, {key: (value, after[key]) for key, value in before.items() if value != after[key]}
 
 
 def _stock(data_dir: Path) -> None:

@@ -1,8 +1,10 @@
-"""Machines for tests, as values and as a site made of plain objects: for unit tests of decisions only."""
+"""Machines and plans for tests, as values."""
 
 from ipaddress import IPv4Address
+from pathlib import Path
 
-from vmm.model.machine import EngineName, Machine, MachineSpec, MachineState
+from vmm.model.engine import BootPlan, Disk
+from vmm.model.machine import EngineName, Limits, Machine, MachineSpec, MachineState
 from vmm.model.network import lease_for
 
 
@@ -32,3 +34,14 @@ def a_machine(
         wanted=False,
         created_at="2026-01-01T00:00:00Z",
     )
+
+
+def a_plan(**changes: object) -> BootPlan:
+    values: dict[str, object] = {
+        "name": "m", "id": "0" * 32, "cpus": 2, "memory_mib": 512, "kernel": Path("/k"), "initrd": Path("/i"),
+        "command_line": "console=ttyS0", "disks": (Disk(path=Path("/d,1")), Disk(path=Path("/seed"), read_only=True)),
+        "tap": "vmm-ac100002", "mac": "06:00:ac:10:00:02", "socket": Path("/s,2.sock"), "console": Path("/c"),
+        "log": Path("/l"), "config": Path("/e"), "uid": 0, "jails": None, "cgroup": False, "limits": Limits(),
+        **changes,
+    }  # fmt: skip
+    return BootPlan(**values)  # type: ignore[arg-type]

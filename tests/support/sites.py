@@ -8,6 +8,7 @@ import contextlib
 import functools
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -140,16 +141,18 @@ class FakeProcesses:
     command: int = 1
     next_pid: int = 42
     begun: int = 0
+    forking: threading.Lock = field(default_factory=threading.Lock)
     immortal: bool = False
 
     def exec(self, marker: str) -> ProcessIdentity:
         """Have a process with this marker in its command line, on the next pid that is free."""
-        while self.next_pid in self.running:
-            self.next_pid += 1
-        self.begun += 1
-        process = ProcessIdentity(boot_id=self.boot_id, pid=self.next_pid, start_ticks=self.begun, marker=marker)
-        self.running[process.pid] = process
-        return process
+        with self.forking:
+            while self.next_pid in self.running:
+                self.next_pid += 1
+            self.begun += 1
+            process = ProcessIdentity(boot_id=self.boot_id, pid=self.next_pid, start_ticks=self.begun, marker=marker)
+            self.running[process.pid] = process
+            return process
 
     def end(self, process: ProcessIdentity | None) -> None:
         if process is not None and self.running.get(process.pid) == process:

@@ -25,7 +25,7 @@ class Then(Enum):
     HALT = "halt"
     FLOOD = "flood"
     RESET = "reset"
-    EAT = "eat"  # write to all of its 128 MiB, then halt
+    EAT = "eat"  # write to all of its 128 MiB, and run through what it wrote
 
 
 def build(then: Then = Then.HALT, greeting: bytes = GREETING, *, last: bytes | None = None) -> bytes:
@@ -62,8 +62,8 @@ _END = {
     Then.FLOOD: b"\x66\xba\xf8\x03\xb0x\xee\xeb\xfd",
     # mov dx, 0x64; mov al, 0xfe; out dx, al: the keyboard controller pulls the reset line; then halt
     Then.RESET: b"\x66\xba\x64\x00\xb0\xfe\xee\xfa\xf4\xeb\xfd",
-    # mov edi, 2 MiB; mov ecx, 125 MiB; rep stosb; then halt
-    Then.EAT: b"\xbf\x00\x00\x20\x00\xb9\x00\x00\xd0\x07\xf3\xaa\xfa\xf4\xeb\xfd",
+    # mov edi, 2 MiB; mov ecx, 125 MiB; mov al, 0x90 (nop); rep stosb; cli, hlt and jmp behind it; jump to its last 16 MiB
+    Then.EAT: b"\xbf\x00\x00\x20\x00\xb9\x00\x00\xd0\x07\xb0\x90\xf3\xaa\xc7\x07\xfa\xf4\xeb\xfd\xbb\x00\x00\xf0\x06\xff\xe3",
 }
 
 

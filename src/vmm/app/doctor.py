@@ -10,7 +10,8 @@ from vmm.engines.firecracker import releases
 from vmm.engines.firecracker.jail import refuse_unsafe
 from vmm.errors import NotFoundError, VmmError
 from vmm.host import cgroups, files, packages, probes, systemd
-from vmm.model.machine import Machine
+from vmm.model.lifecycle import LIVE
+from vmm.model.machine import EngineName, Machine
 from vmm.model.readiness import Check, CheckStatus
 from vmm.model.sizes import human_bytes
 from vmm.network import links
@@ -111,14 +112,25 @@ def _jailer(site: HostSite) -> Check:
 
 def _jails(site: HostSite) -> Check:
     """Whether machines can be confined, and whether every one is."""
-    loose = [record.name for record in site.store.machines() if isinstance(record, Machine) and not record.spec.jail]
+    machines = [record for record in site.store.machines() if isinstance(record, Machine)]
+    loose = [machine.name for machine in machines if not machine.spec.jail]
+    # One that a vmm without jails started runs on as it was.
+    old = [m.name for m in machines if m.state in LIVE and m.spec.jail and _is_unjailed(m)]
     if links.is_root() and site.jails.exists():
         refuse_unsafe(site.jails)
     first, last = site.config.uids
     if loose:
         named = ", ".join(loose[:5]) + (" ..." if len(loose) > 5 else "")
         return _warn("jails", f"{named}: run as root, without a jail", f"vmm set {loose[0]} --jail")
+    if old:
+        return _warn("jails", f"{', '.join(old[:5])}: started before there were jails", f"vmm restart {old[0]}")
     return _ok("jails", f"every machine has one of its own, and a user id from {first} to {last}")
+
+
+def _is_unjailed(machine: Machine) -> bool:
+    """Whether a running Firecracker is out of its jail: it then goes by its socket's path on the host."""
+    firecracker = machine.spec.engine is EngineName.FIRECRACKER
+    return firecracker and machine.process is not None and machine.process.marker.endswith(f"/{machine.name}.sock")
 
 
 def _cgroups() -> Check:

@@ -28,6 +28,9 @@ def sweep(site: HostSite) -> list[tuple[str, str]]:
 
     Of cgroups none: another data directory has its groups beside ours. A machine is recorded before anything of it is
     made, so that what is of no record now never becomes any.
+
+    Raises:
+        HostError: something that is not vmm's stands among the jails. It was left alone.
     """
     found: list[tuple[str, str]] = []
     there = traces(site)
@@ -37,15 +40,16 @@ def sweep(site: HostSite) -> list[tuple[str, str]]:
     if len(ids) < len(names):
         # A record that cannot be read may be of any of them.
         ids |= there.jails
-    for machine_id in sorted(there.jails - ids):
-        site.engine(EngineName.FIRECRACKER).clean_up(machine_id, jails=site.jails)
-        found.append((machine_id, "a jail of no machine was left"))
     for name in sorted(there.sockets - names):
         (site.config.paths.sockets / f"{name}.sock").unlink(missing_ok=True)
         found.append((name, "a socket of no machine was left"))
     for directory in (site.config.paths.staging, *_children(site.config.paths.machines)):
         swept = files.sweep_staging(directory)
         found += [(directory.name, f"the working directory {name} was left") for name in swept]
+    # Last, for one that cannot be removed is an error.
+    for machine_id in sorted(there.jails - ids):
+        site.engine(EngineName.FIRECRACKER).clean_up(machine_id, jails=site.jails)
+        found.append((machine_id, "a jail of no machine was left"))
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from vmm import TYPE_CHECKING
 from vmm.errors import NotFoundError, VmmError
-from vmm.host import systemd
+from vmm.host import own_group, systemd
 from vmm.model.event import EventKind
 from vmm.model.lifecycle import is_waiting
 from vmm.model.machine import MachineState, Owner
@@ -29,6 +31,7 @@ def start_in_unit(site: HostSite, name: str, *, error_file: Path, overcommit: bo
     units = site.machine_units()
     machine = site.store.machine(name)
     try:
+        own_group.require(machine.spec.limits)
         if units.is_asked_for(name):
             machine = start(site, name, Mode(owner=Owner.UNIT, overcommit=overcommit)).machine
         elif is_waiting(machine):
@@ -55,7 +58,8 @@ def ended_in_unit(site: HostSite, name: str) -> int:
         return 0
     if machine.state is MachineState.STOPPING or not machine.wanted:
         return 0
-    found = settle(site, name)
+    # As systemd says it to its ExecStopPost (systemd.exec(5)).
+    found = settle(site, name, out_of_memory=os.environ.get("SERVICE_RESULT") == "oom-kill")
     if not found.waits:
         return 0
     if found.end is EventKind.REBOOTED:

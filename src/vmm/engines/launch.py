@@ -72,7 +72,8 @@ def _streams(plan: BootPlan) -> Generator[hands.Streams]:
 
                 ceiling = cgroups.ceiling(plan.limits, guest_memory_mib=plan.memory_mib, disk=plan.disks[0].path)
                 join = cgroups.join(cgroups.make(plan.id, ceiling))
-            yield hands.Streams(output=console, errors=log, join=join)
+            # A guest is asked to shut down; SIGTERM would pull its plug (qemu) or do nothing (Firecracker in its jail).
+            yield hands.Streams(output=console, errors=log, join=join, shielded=True)
         finally:
             for fd in join:
                 os.close(fd)

@@ -118,11 +118,15 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
 
 
 class Streams(Value):
-    """Where a program that outlives us writes, and the cgroups that it is put into (what `cgroups.join` opened)."""
+    """Where a program that outlives us writes, and the cgroups that it is put into (what `cgroups.join` opened).
+
+    `shielded`: the signals that politely ask all of a cgroup or terminal to end do not reach it; vmm ends it.
+    """
 
     output: IO[bytes]
     errors: IO[bytes]
     join: tuple[int, ...] = ()
+    shielded: bool = False
 
 
 def spawn(argv: Sequence[str], *, marker: str, streams: Streams) -> ProcessIdentity:
@@ -158,10 +162,19 @@ def child(argv: Sequence[str]) -> Begun:
 
 
 def _outliving(argv: Sequence[str], streams: Streams) -> subprocess.Popen[bytes]:
+    import resource
+    import signal
+
+    nothing = (0, 0)
+    polite = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if streams.shielded else ()
+
     def enter() -> None:
-        # Between fork and exec: whatever the program does, its first page included, counts in its cgroup.
+        # Between fork and exec, a system call each: whatever the program does, its first page included, counts in its
+        # cgroup; it never leaves its memory on the disk.
         for fd in streams.join:
             os.write(fd, b"0")
+        resource.setrlimit(resource.RLIMIT_CORE, nothing)
+        signal.pthread_sigmask(signal.SIG_BLOCK, polite)
 
     with _told(argv):
         return subprocess.Popen(
@@ -172,7 +185,7 @@ def _outliving(argv: Sequence[str], streams: Streams) -> subprocess.Popen[bytes]
             env=environment(),
             cwd="/",
             start_new_session=True,
-            preexec_fn=enter if streams.join else None,  # noqa: PLW1509  # one write each, on what was opened before
+            preexec_fn=enter,  # noqa: PLW1509  # see there
             # What it makes, its API socket above all, is its owner's alone. In the child: ours has other threads.
             umask=0o077,
         )

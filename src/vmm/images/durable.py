@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError
+from vmm.host import files
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
 # linux/fs.h: exchange two names; linux/fcntl.h: relative to the working directory.
@@ -24,26 +27,45 @@ def flush_directory(path: Path) -> None:
         os.close(fd)
 
 
-def put_in_place(new: Path, place: Path) -> None:
-    """Give the directory `new`, whose files are on disk, the name `place`; what stood there gets the name of `new`.
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it; the names of all that were missing are on disk when this ends."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    files.make_dir(path)
+    for each in missing:
+        flush_directory(each.parent)
 
-    Raises:
-        HostError: the file system refuses it; what stood there stands there still.
-    """
+
+def put_in_place(new: Path, place: Path) -> None:
+    """Give the directory `new`, whose files are on disk, the name `place`; what stood there gets the name of `new`."""
+    flush_directory(new)
+    if not place.exists():
+        new.rename(place)
+    elif not _exchanged(new, place):
+        # A file system that cannot: between these two lines there is neither.
+        place.rename(new.with_name("old"))
+        new.rename(place)
+    flush_directory(place.parent)
+
+
+def take_away(place: Path, away: Path) -> None:
+    """Give a directory another name; after a power loss it is there whole or gone, never without some of its files."""
+    place.rename(away)
+    flush_directory(place.parent)
+
+
+@contextlib.contextmanager
+def told(brief: str) -> Generator[None]:
+    """Convert what the file system refuses into an error in three parts."""
     try:
-        flush_directory(new)
-        if not place.exists():
-            new.rename(place)
-        elif not _exchanged(new, place):
-            # A file system that cannot: between these two lines there is neither.
-            place.rename(new.with_name("old"))
-            new.rename(place)
-        flush_directory(place.parent)
+        yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise HostError(
-            f"{place} cannot be put in place.",
+            brief,
             details=str(error),
-            resolution="Check the file system it lies on (df -h, dmesg), then try again.",
+            resolution="Make room on the file system of the data directory (df -h, df -i), then try again."
+            if full
+            else "Check the file system of the data directory (mount, dmesg), then try again.",
         ) from error
 
 

@@ -64,10 +64,11 @@ class Shelf(Value):
         directory = self.directory(name)
         if not directory.exists():
             raise self._unknown(name)
-        with files.staging_dir(self.staging, prefix="deleted") as away:
-            directory.rename(away / name)
-            # After a power loss it is there whole or gone, and never without some of its files.
-            durable.flush_directory(self.root)
+        with (
+            durable.told(f"The {self.what} {name!r} cannot be deleted."),
+            files.staging_dir(self.staging, prefix="deleted") as away,
+        ):
+            durable.take_away(directory, away / name)
 
     def refuse_existing(self, name: str, *, force: bool) -> None:
         if self.directory(name).exists() and not force:
@@ -85,12 +86,13 @@ class Shelf(Value):
         machines that run keep their open files.
         """
         self.refuse_existing(name, force=force)
-        files.make_dir(self.root)
-        with files.staging_dir(self.staging, prefix=self.what) as work:
-            new = files.make_dir(work / "new")
-            yield new
-            self.refuse_existing(name, force=force)
-            durable.put_in_place(new, self.directory(name))
+        with durable.told(f"The {self.what} {name!r} cannot be stored."):
+            durable.make_directory(self.root)
+            with files.staging_dir(self.staging, prefix=self.what) as work:
+                new = files.make_dir(work / "new")
+                yield new
+                self.refuse_existing(name, force=force)
+                durable.put_in_place(new, self.directory(name))
 
     def describe(self, directory: Path, facts: Mapping[str, object]) -> None:
         files.write_atomic(directory / self.description, json.dumps(facts, indent=2) + "\n")

@@ -215,10 +215,10 @@ def _signed(field: bytes) -> int:
         return int.from_bytes(field, "big", signed=True)
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    text = _text(field).strip(b" ")
-    if not re.fullmatch(rb"[0-7]*", text):
+    text = _text(field).strip(b" ") or b"0"
+    if not text.isdigit() or b"8" in text or b"9" in text:
         raise BadArchive(f"A header of it is damaged: {text!r} is no number.")
-    return int(text or b"0", 8)
+    return int(text, 8)
 
 
 def _text(field: bytes) -> bytes:

@@ -33,6 +33,7 @@ def add_forward(site: Site, forward: PortForward) -> PortForward:
             except VmmError:
                 site.store.remove_forward(forward)
                 raise
+        site.files.describe(machine, site.store.forwards(forward.machine))
     return forward
 
 
@@ -54,6 +55,7 @@ def remove_forward(site: Site, forward: PortForward) -> PortForward:
         if machine.state is MachineState.RUNNING:
             site.network.close_forward(machine.lease, forward)
         site.store.remove_forward(forward)
+        site.files.describe(machine, site.store.forwards(forward.machine))
     return forward
 
 

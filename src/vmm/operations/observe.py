@@ -89,8 +89,11 @@ def guest_is_off(words: str) -> bool:
     return any(last.endswith(line) for line in _POWERED_OFF)
 
 
-def how_it_ended(site: Site, machine: Machine) -> End:
-    """Return how a machine came to have no engine, from its console, its log and the kernel's own count."""
+def how_it_ended(site: Site, machine: Machine, *, out_of_memory: bool = False) -> End:
+    """Return how a machine came to have no engine, from its console, its log and the kernel's own count.
+
+    `out_of_memory`: someone who could see it says so.
+    """
     from vmm.model.event import EventKind
 
     def failed(reason: str) -> End:
@@ -106,7 +109,7 @@ def how_it_ended(site: Site, machine: Machine) -> End:
         return End(state=MachineState.STOPPED, reason="the guest powered off", kind=EventKind.ENDED)
     if any(line in words for line in _REBOOTED):
         return End(state=MachineState.STOPPED, reason="the guest rebooted", kind=EventKind.REBOOTED)
-    if site.processes.ran_out_of_memory(machine.id):
+    if out_of_memory or site.processes.ran_out_of_memory(machine.id):
         return failed("its engine was killed: it wanted more memory than --memory-limit leaves it")
     last = site.files.engine_words(machine.name).strip().rpartition("\n")[2]
     gone = f"its engine (pid {machine.process.pid}) is gone: killed, crashed, or the host was restarted"

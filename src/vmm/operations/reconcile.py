@@ -46,10 +46,17 @@ def reconcile(site: Site) -> tuple[Repair, ...]:
         if not _is_in_order(site, machine, engines.get(machine.name), traces):
             repairs += _mend(site, machine.name, engines.get(machine.name))
     repairs += _mend_network(site)
-    repairs += [Repair(subject=subject, what=what) for subject, what in site.sweep()]
+    repairs += _sweep(site)
     if any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine)):
         site.ensure_supervisor()
     return tuple(repairs)
+
+
+def _sweep(site: Site) -> list[Repair]:
+    try:
+        return [Repair(subject=subject, what=what) for subject, what in site.sweep()]
+    except VmmError as error:
+        return [Repair(subject="host", what=f"{error.brief} {error.details}", done=False)]
 
 
 def _engines(site: Site, machines: Sequence[Machine]) -> dict[str, ProcessIdentity]:
@@ -109,7 +116,11 @@ def _mend_locked(site: Site, machine: Machine, engine: ProcessIdentity | None) -
     if left:
         site.network.remove_tap(machine.lease.tap)
         clear_away(site, machine)
-        repairs.append(Repair(subject=name, what=f"{' and '.join(left)} of its own were left"))
+        what = f"{' and '.join(left)} of its own were left"
+        stays = _traced(machine, site.traces())
+        if stays:
+            what += f"; {' and '.join(stays)} cannot be removed, and vmm start {name} would say why"
+        repairs.append(Repair(subject=name, what=what, done=not stays))
     return repairs
 
 

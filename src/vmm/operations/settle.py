@@ -30,16 +30,16 @@ class Settled(Value):
     waits: bool
 
 
-def settle(site: Site, name: str) -> Settled:
+def settle(site: Site, name: str, *, out_of_memory: bool = False) -> Settled:
     """Record the end of a machine whose engine is gone, take back what it had, and decide on its restart.
 
-    One that runs, or whose end is recorded, is left as it is.
+    One that runs, or whose end is recorded, is left as it is. `out_of_memory`: its supervisor saw that it was for that.
     """
     with site.store.lock(name, timeout_s=_LOCK_S):
-        return settle_locked(site, site.store.machine(name))
+        return settle_locked(site, site.store.machine(name), out_of_memory=out_of_memory)
 
 
-def settle_locked(site: Site, machine: Machine) -> Settled:
+def settle_locked(site: Site, machine: Machine, *, out_of_memory: bool = False) -> Settled:
     """Settle a machine whose lock the caller holds."""
     seen = observed(site, machine)
     if machine.state not in LIVE or seen.state in LIVE:
@@ -48,7 +48,7 @@ def settle_locked(site: Site, machine: Machine) -> Settled:
             event = Happening(kind=EventKind.REPAIRED, detail=f"its engine runs (pid {seen.process.pid})")
             site.store.record(machine.name, seen.state, process=seen.process, event=event)
         return Settled(machine=seen, end=None, waits=is_waiting(machine))
-    end = how_it_ended(site, machine)
+    end = how_it_ended(site, machine, out_of_memory=out_of_memory)
     release(site, machine)
     clear_away(site, machine)
     waits = _record(site, machine, end)
@@ -118,11 +118,16 @@ def _record(site: Site, machine: Machine, end: End) -> bool:
 
 
 def _is_restarted(machine: Machine, end: End) -> bool:
+    if end.kind is EventKind.REBOOTED:
+        return True
+    if machine.supervision.owner is Owner.FOREGROUND:
+        # The policy is its owner's, who is told by the exit code.
+        return False
     match machine.spec.restart:
         case RestartPolicy.NO:
-            return end.kind is EventKind.REBOOTED
+            return False
         case RestartPolicy.ON_FAILURE:
-            return end.kind in (EventKind.REBOOTED, EventKind.FAILED)
+            return end.kind is EventKind.FAILED
         case RestartPolicy.ALWAYS:
             return True
 

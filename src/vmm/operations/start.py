@@ -153,7 +153,11 @@ def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
     except BaseException as error:
         _undo(site, machine, process, error)
         raise
-    return site.store.machine(name)
+    started = site.store.machine(name)
+    if machine.started_at is None:
+        # From now on its disk is one that a guest has used, and is never made anew.
+        site.files.describe(started, site.store.forwards(name))
+    return started
 
 
 def _admit(site: Site, machine: Machine, supervision: Supervision, *, overcommit: bool) -> None:

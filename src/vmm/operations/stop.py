@@ -31,6 +31,7 @@ class StopMethod(StrEnum):
     ALREADY = "already stopped"
     GUEST = "shut down by the guest"
     KILLED = "killed"
+    GONE = "its engine ended before its guest had shut down"
 
 
 class Stopped(Value):
@@ -61,7 +62,9 @@ def stop(
         clear_away(site, machine)
         _record_stopped(site, machine, method, wanted=wanted)
         _end_unit(site, machine)
-        return Stopped(machine=site.store.machine(name), method=method, seconds=time.monotonic() - began)
+        stopped = site.store.machine(name)
+        site.files.describe(stopped, site.store.forwards(name))
+        return Stopped(machine=stopped, method=method, seconds=time.monotonic() - began)
 
 
 def delete(site: Site, name: str, *, force: bool = False) -> Deleted:
@@ -111,6 +114,9 @@ def _bring_down(site: Site, machine: Machine, *, timeout_s: float, wanted: bool)
     with contextlib.suppress(StateError):
         site.store.record(machine.name, MachineState.STOPPING, process=process, wanted=wanted)
     if timeout_s > 0 and _guest_goes(site, machine, process, time.monotonic() + timeout_s):
+        if not guest_is_down(site.files.last_words(machine.name)):
+            # Someone else killed it meanwhile, such as a supervisor that ends a whole cgroup.
+            return StopMethod.GONE
         site.files.grown(machine.name)
         return StopMethod.GUEST
     _kill(site, process)

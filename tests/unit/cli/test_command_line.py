@@ -9,13 +9,19 @@ from pathlib import Path
 import click
 import pytest
 from budget import TELL_MODULES
-from machines import a_spec
+from machines import a_machine, a_spec
 
+from vmm.cli import render
+from vmm.cli.commands.create import LIMITS, limits_of
+from vmm.cli.commands.power import mode_of
 from vmm.cli.main import COMMANDS, SECTIONS, cli, run
-from vmm.cli.options import Command, Group, global_options
+from vmm.cli.options import NONE, Command, Group, Limit, Rate, Size, global_options
 from vmm.cli.reference import reference
 from vmm.cli.short import run_short
 from vmm.config import SUBNET
+from vmm.model.machine import Limits, Owner
+from vmm.operations.reconcile import Repair
+from vmm.operations.start import Mode, Started, Wait
 from vmm.storage.store import SqliteStore
 
 TOP = Path(__file__).parents[3]
@@ -62,12 +68,16 @@ def test_every_command_takes_the_global_options() -> None:
 
 
 def test_every_option_is_explained() -> None:
+    """One that is hidden is for vmm and systemd to give, and for nobody to read of."""
+    hidden: list[tuple[str, str]] = []
     for path, command in commands():
         for parameter in command.params:
-            assert not isinstance(parameter, click.Option) or parameter.help or parameter.name == "protocol", (
-                path,
-                parameter.name,
-            )
+            if isinstance(parameter, click.Option) and parameter.hidden:
+                hidden.append((path, str(parameter.name)))
+            elif isinstance(parameter, click.Option):
+                assert parameter.help or parameter.name == "protocol", (path, parameter.name)
+    assert hidden == [("vmm start", "owner"), ("vmm start", "error_file")]
+    assert "--owner" not in reference().split("## Host")[0]
 
 
 def test_the_reference_is_current() -> None:
@@ -91,7 +101,9 @@ def test_the_short_way_says_what_the_parser_says(
 @pytest.mark.parametrize(
     "arguments",
     [[], ["list", "--filter", "state=running"], ["-q", "list"], ["list", "--help"], ["list", "--output", "yaml"],
-     ["start"], ["start", "--all"], ["start", "a", "b"], ["start", "m", "--wait", "ssh"], ["stop", "m"], ["--help"]],
+     ["start"], ["start", "--all"], ["start", "a", "b"], ["start", "m", "--wait", "ssh"], ["stop", "m"], ["--help"],
+     ["start", "--foreground"], ["supervise"], ["--data-dir", "/d", "--config", "supervise"],
+     ["--data-dir", "/d", "--conf", "/c", "supervise"], ["--data-dir", "/d", "settle", "m"]],
 )  # fmt: skip
 def test_what_is_not_plain_goes_to_the_parser(arguments: list[str]) -> None:
     assert run_short(arguments) is None
@@ -180,3 +192,138 @@ def test_quiet_says_nothing_and_json_keeps_its_stream_clean(data: Path, capsys: 
     said = capsys.readouterr()
     assert said.out == ""
     assert "was there already" in said.err
+
+
+# What a machine's engine may have
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", 1), ("512K", 512 << 10), ("10M", 10 << 20), ("10m", 10 << 20), ("1G", 1 << 30), ("0", 0)],
+)
+def test_rates(text: str, value: int) -> None:
+    assert Rate().convert(text, None, None) == value
+
+
+@pytest.mark.parametrize("text", ["", "M", "10MM", "10KM", "-1", "1.5M", "1e6", "10T", "\u0661M", " 1"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="not a number of bytes"):
+        Rate().convert(text, None, None)
+
+
+def test_a_limit_is_of_its_type_or_none() -> None:
+    assert Limit(float).convert("1.5", None, None) == 1.5
+    assert Limit(Size()).convert("1G", None, None) == 1024
+    assert Limit(Rate()).convert("1M", None, None) == 1 << 20
+    for kind in (float, int, Size(), Rate()):
+        assert Limit(kind).convert("none", None, None) == NONE
+    with pytest.raises(click.BadParameter):
+        Limit(int).convert("nothing", None, None)
+
+
+def test_what_is_not_said_of_limits_is_left_and_none_takes_off() -> None:
+    assert LIMITS.keys() == {option.name for option in limit_options()}
+    assert set(LIMITS.values()) == Limits().__dict__.keys()
+    said: dict[str, object] = dict.fromkeys(LIMITS)
+    assert limits_of(said) == {}
+    assert limits_of({**said, "cpu_limit": 1.5, "pids_limit": NONE}) == {"cpus": 1.5, "pids": None}
+
+
+def limit_options() -> list[click.Parameter]:
+    command = cli.get_command(click.Context(cli), "create")
+    assert command is not None
+    return [option for option in command.params if isinstance(option.type, Limit)]
+
+
+def test_create_and_set_take_the_same_limits() -> None:
+    kinds: dict[str, set[str | None]] = {}
+    for name in ("create", "set", "run"):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        kinds[name] = {option.name for option in command.params if isinstance(option.type, Limit)}
+    assert kinds["create"] == kinds["set"] == kinds["run"] == LIMITS.keys()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="set is root's")
+def test_limits_come_from_the_command_line_to_the_record(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ["--cpu-limit", "1.5", "--memory-limit", "64M", "--io-read-bps", "10M", "--restart", "always", "--no-jail"]
+    assert run(["-q", "set", "one", *made]) == 0
+    assert run(["show", "one", "--output", "json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["limits"] == {"cpus": 1.5, "memory_mib": 64, "io_read_bps": 10 << 20}
+    assert (facts["restart"], facts["jail"]) == ("always", False)
+    assert run(["-q", "set", "one", "--cpu-limit", "none", "--jail"]) == 0
+    assert run(["show", "one", "--output", "json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["limits"] == {"memory_mib": 64, "io_read_bps": 10 << 20}
+    assert facts["jail"] is True
+    assert run(["-q", "set", "one", "--cpu-limit", "0.01"]) == 2
+    assert "--cpu-limit" in capsys.readouterr().err
+
+
+# Events
+
+
+def test_events_are_told_in_order_and_as_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["events"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:3] for line in lines] == [["one", "created"], ["two", "created"]]
+    assert run(["events", "two", "--output", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row.keys() == {"id", "at", "machine", "kind", "detail"}
+    assert (row["machine"], row["kind"]) == ("two", "created")
+    assert run(["events", "-n", "1"]) == 0
+    assert capsys.readouterr().out.split()[1] == "two"
+
+
+def test_events_of_what_was_deleted_are_told_and_of_what_never_was_not(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = SqliteStore(path=data / "state" / "vmm.db", locks=data / "state" / "locks")
+    store.remove("one")
+    assert run(["events", "one"]) == 0
+    assert "created" in capsys.readouterr().out
+    assert run(["events", "nosuch"]) == 1
+    assert "no machine 'nosuch'" in capsys.readouterr().err
+    assert run(["events", "../x"]) == 2
+
+
+def test_foreground_is_for_one_machine() -> None:
+    mode = mode_of(wait="running", timeout=None, overcommit=True, foreground=True)
+    assert mode == Mode(owner=Owner.FOREGROUND, overcommit=True)
+    assert mode_of(wait="none", timeout=2.0, overcommit=False) == Mode(wait=Wait.NONE, timeout_s=2.0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="start is root's")
+@pytest.mark.parametrize("names", [["one", "two"], ["--all"]])
+def test_foreground_of_several_is_refused_before_anything_starts(
+    data: Path, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["start", "--foreground", *names]) == 2
+    assert "for one machine" in capsys.readouterr().err
+    store = SqliteStore(path=data / "state" / "vmm.db", locks=data / "state" / "locks")
+    assert not store.any_live()
+
+
+def test_warnings_are_beside_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = a_machine("m")
+    said = Started(machine=machine, already=False, seconds=0.1, warnings=("one.", "two."))
+    render.warnings(said)
+    render.warnings(Started(machine=machine, already=True, seconds=0.1))
+    captured = capsys.readouterr()
+    assert captured.err == "Warning: one.\nWarning: two.\n"
+    assert captured.out == ""
+
+
+def test_repairs_say_which_are_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    found = (
+        Repair(subject="m", what="a tap of its own was left"),
+        Repair(subject="n", what="its disk is gone", done=False),
+    )
+    render.repairs(found, "table")
+    assert [line.split("  ")[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["m", "mended"],
+        ["n", "NOT MENDED"],
+    ]
+    render.repairs(found, "json")
+    assert [row["done"] for row in json.loads(capsys.readouterr().out)] == [True, False]

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from plans import a_plan
+from machines import a_plan
 
 from vmm.engines.choice import KvmReport, kvm_report, pick
 from vmm.engines.firecracker import api, releases

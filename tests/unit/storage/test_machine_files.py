@@ -1,5 +1,7 @@
 """A machine's own directory: whole or not there, and what was lost is made again where that harms nothing."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from vmm.model.image import Image, Kernel
 from vmm.storage import machine_files
 from vmm.storage.machine_files import MachineDirectories
 
+KIB = 1024
 TIMES = {"created_at": "2026-01-01T00:00:00Z", "sha256": "0", "source": "test"}
 
 
@@ -103,19 +106,143 @@ def test_user_data_becomes_a_seed_that_only_root_reads(files: MachineDirectories
     assert files.disk("m").with_name("user-data").stat().st_mode & 0o777 == 0o600
 
 
-def test_the_console_is_marked_and_bounded(files: MachineDirectories, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_files, "CONSOLE_BYTES", 1000)
-    console = files.console("m")
+# Consoles and logs
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds that a test can fill: a console of 16 KiB, a log of 8."""
+    monkeypatch.setattr(machine_files, "CONSOLE_BYTES", 16 * KIB)
+    monkeypatch.setattr(machine_files, "LOG_BYTES", 8 * KIB)
+
+
+def written(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        stream.write(text)
+
+
+@pytest.mark.fault(22)
+def test_the_console_is_marked_and_bounded(files: MachineDirectories, small: None) -> None:
+    console, older = files.console("m"), files.older_console("m")
     console.parent.mkdir(parents=True)
     files.mark_boot("m", at="first")
-    with console.open("ab") as stream:
-        stream.write(b"x" * 2000 + b"the newest\n")
+    written(console, "x" * 20 * KIB + "the newest\n")
     assert files.last_words("m").endswith("the newest\n")
     files.mark_boot("m", at="second")
-    assert console.stat().st_size < 600
-    assert "the newest" in console.read_text()
-    assert "second" in files.last_words("m")
+    # Turned over: what was written is kept beside it, the newest of it.
+    assert console.read_text() == "\n=== vmm: m boots at second ===\n"
+    assert older.stat().st_size == 16 * KIB
+    assert older.read_text().endswith("the newest\n")
     assert "the newest" not in files.last_words("m")
+    assert (older.stat().st_mode & 0o777, console.stat().st_mode & 0o777) == (0o600, 0o600)
+
+
+@pytest.mark.fault(22)
+def test_a_console_is_turned_over_under_its_writer(files: MachineDirectories, small: None) -> None:
+    """The engine goes on at the end of the file, wherever that is."""
+    console = files.console("m")
+    console.parent.mkdir(parents=True)
+    with console.open("ab", buffering=0) as engine:
+        for number in range(200):
+            engine.write(b"%06d %s\n" % (number, b"x" * 500))
+            files.trim("m")
+            assert console.stat().st_size + _size(files.older_console("m")) <= 33 * KIB
+    lines = (files.older_console("m").read_text() + console.read_text()).splitlines()
+    numbers = [int(line.split()[0]) for line in lines if line[:6].isdigit()]
+    # Nothing between the oldest that is kept and the newest is missing.
+    assert numbers == list(range(numbers[0], 200))
+    assert files.last_words("m").splitlines()[-1].startswith("000199")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_a_console_within_its_bound_is_left_alone(files: MachineDirectories, small: None) -> None:
+    written(files.console("m"), "x" * 16 * KIB)
+    written(files.log("m"), "x" * 8 * KIB)
+    files.trim("m")
+    assert files.console("m").stat().st_size == 16 * KIB
+    assert files.log("m").stat().st_size == 8 * KIB
+    assert not files.older_console("m").exists()
+
+
+def test_a_hole_is_not_what_fills_a_disk(files: MachineDirectories, small: None) -> None:
+    """One that was cut under a writer which keeps its own place: what is not there need not be cut again."""
+    written(files.console("m"), "")
+    with files.console("m").open("r+b") as stream:
+        stream.seek(1024 * KIB)
+        stream.write(b"the newest\n")
+    files.trim("m")
+    assert not files.older_console("m").exists()
+    assert files.last_words("m").endswith("the newest\n")
+
+
+@pytest.mark.fault(22)
+def test_a_log_is_cut_to_its_newest(files: MachineDirectories, small: None) -> None:
+    log = files.log("m")
+    written(log, "x" * 20 * KIB + "\nthe newest\n")
+    files.trim("m")
+    assert log.stat().st_size == 4 * KIB
+    assert log.read_text().endswith("the newest\n")
+    assert sorted(path.name for path in log.parent.iterdir()) == ["m.log"]
+
+
+def test_words_of_this_boot_are_found_across_a_turn(files: MachineDirectories, small: None) -> None:
+    console = files.console("m")
+    written(console, "of the boot before\n")
+    files.mark_boot("m", at="now")
+    written(console, "early\n")
+    machine_files.turn_over(console, files.older_console("m"))
+    written(console, "late\n")
+    assert files.last_words("m").endswith(" ===\nearly\nlate\n")
+    assert "before" not in files.last_words("m")
+    # The console alone has more than what is asked for.
+    written(console, "y" * 5000)
+    assert set(files.last_words("m")) == {"y"}
+
+
+FILL = """
+import resource, sys
+from pathlib import Path
+from vmm.storage import machine_files
+machine_files.CONSOLE_BYTES = 64 * 1024
+# No file may grow beyond this: to a writer it is as a disk that is full.
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+console = Path(sys.argv[1])
+machine_files.turn_over(console, console.with_name("older"))
+"""
+
+
+@pytest.mark.fault(11, 22)
+@pytest.mark.parametrize("room", [0, 1, 10_000, 65_535])
+def test_on_a_full_disk_the_flood_goes_with_what_cannot_be_kept(tmp_path: Path, room: int) -> None:
+    console, older = tmp_path / "console", tmp_path / "older"
+    console.write_bytes(b"f" * 100_000)
+    older.write_bytes(b"of before")
+    done = subprocess.run([sys.executable, "-c", FILL, str(console), str(room)], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert console.stat().st_size == 0
+    # A part is not the newest of it; and the room is needed.
+    assert older.stat().st_size == 0
+
+
+@pytest.mark.fault(11, 22, 26)
+@pytest.mark.parametrize("way", ["a link", "a directory", "no directory"])
+def test_the_flood_goes_where_nothing_can_be_kept(tmp_path: Path, way: str) -> None:
+    console, older, precious = tmp_path / "console", tmp_path / "older", tmp_path / "precious"
+    console.write_bytes(b"f" * 1000)
+    precious.write_text("x")
+    if way == "a link":
+        older.symlink_to(precious)
+    elif way == "a directory":
+        older.mkdir()
+    else:
+        older = tmp_path / "none" / "older"
+    machine_files.turn_over(console, older)
+    assert console.stat().st_size == 0
+    assert precious.read_text() == "x"
 
 
 def test_removing_is_repeatable(files: MachineDirectories, image: Image) -> None:

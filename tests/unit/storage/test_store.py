@@ -1,5 +1,6 @@
 import multiprocessing
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -7,10 +8,20 @@ import pytest
 from machines import a_spec
 
 from vmm.errors import ConflictError, NotFoundError, StateError
-from vmm.model.machine import MachineState, ProcessIdentity, UnreadableRecord
+from vmm.model.event import EventKind, Happening
+from vmm.model.machine import (
+    UNATTENDED,
+    Limits,
+    MachineState,
+    Owner,
+    ProcessIdentity,
+    RestartPolicy,
+    Supervision,
+    UnreadableRecord,
+)
 from vmm.model.network import PortForward, Protocol, checked_subnet
 from vmm.model.value import replace
-from vmm.storage import schema
+from vmm.storage import events, schema
 from vmm.storage.store import SqliteStore
 
 SUBNET = checked_subnet("172.16.0.0/16", "172.16.0.1")
@@ -37,7 +48,13 @@ def forward(machine: str, host_port: int = 8080, **changes: object) -> PortForwa
 
 
 def test_a_machine_comes_back_as_it_went_in(store: SqliteStore) -> None:
-    made = add(store, "m", labels={"a": "b"}, ssh_keys=("ssh-ed25519 AAAA x",), dns=("1.1.1.1",), auto_start=False)
+    limits = Limits(cpus=1.5, memory_mib=64, io_read_bps=10 * 1024**2)
+    made = add(
+        store, "m", labels={"a": "b"}, ssh_keys=("ssh-ed25519 AAAA x",), dns=("1.1.1.1",), auto_start=False,
+        jail=False, limits=limits, restart=RestartPolicy.ON_FAILURE,
+    )  # fmt: skip
+    assert made.spec.limits == limits
+    assert made.supervision == UNATTENDED
     assert store.machine("m") == made
     assert store.machines() == [made]
     assert made.lease.address == "172.16.0.2"
@@ -216,3 +233,189 @@ def test_the_database_is_not_writable_by_others_under_any_umask(store: SqliteSto
     assert store.path.stat().st_mode & 0o777 == 0o644
     assert store.path.parent.stat().st_mode & 0o777 == 0o755
     assert (store.locks / "m").stat().st_mode & 0o777 == 0o600
+
+
+# Who looks after a machine, and what it may have
+
+
+ME = ProcessIdentity(boot_id="b", pid=1, start_ticks=1, marker="")
+
+
+def test_supervision_is_kept_until_it_is_told_anew(store: SqliteStore) -> None:
+    add(store, "m")
+    told = Supervision(owner=Owner.UNIT, restarts=3, due_at=1_800_000_000)
+    store.record("m", MachineState.STARTING, process=None, supervision=told)
+    store.record("m", MachineState.RUNNING, process=ME)
+    assert store.machine("m").supervision == told
+
+
+def test_a_start_begins_anew_whatever_was_recorded(store: SqliteStore) -> None:
+    add(store, "m")
+    store.record("m", MachineState.FAILED, process=None, reason="why", wanted=False)
+    told = Supervision(owner=Owner.FOREGROUND, restarts=2, due_at=99)
+    assert store.admit("m", process=ME, supervision=told, host_mib=None) == 0
+    machine = store.machine("m")
+    assert (machine.state, machine.wanted, machine.process, machine.reason) == (MachineState.STARTING, True, ME, None)
+    assert machine.supervision == Supervision(owner=Owner.FOREGROUND, restarts=2, due_at=0)
+
+
+@pytest.mark.parametrize("state", list(MachineState))
+def test_what_may_have_an_engine_has_its_memory(store: SqliteStore, state: MachineState) -> None:
+    add(store, "other", memory_mib=700)
+    add(store, "m", memory_mib=500)
+    store.record("other", state, process=None)
+    live = state.value in ("starting", "running", "paused", "stopping")
+    assert store.admit("m", process=ME, supervision=UNATTENDED, host_mib=1000) == (200 if live else 0)
+    assert store.machine("m").state is (MachineState.CREATED if live else MachineState.STARTING)
+
+
+def test_a_machines_own_memory_counts_once(store: SqliteStore) -> None:
+    add(store, "m", memory_mib=500)
+    for _ in range(2):
+        assert store.admit("m", process=ME, supervision=UNATTENDED, host_mib=500) == 0
+    assert store.admit("m", process=ME, supervision=UNATTENDED, host_mib=499) == 1
+
+
+@pytest.mark.fault(2)
+def test_of_many_starts_at_once_as_many_are_admitted_as_fit(store: SqliteStore) -> None:
+    names = [f"m{number}" for number in range(6)]
+    for name in names:
+        add(store, name, memory_mib=500)
+
+    def admit(name: str) -> int:
+        return store.admit(name, process=ME, supervision=UNATTENDED, host_mib=1300)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        lacking = sorted(pool.map(admit, names))
+    assert lacking == [0, 0, 200, 200, 200, 200]
+    states = [store.machine(name).state for name in names]
+    assert states.count(MachineState.STARTING) == 2
+
+
+def test_any_live(store: SqliteStore) -> None:
+    assert not store.any_live()
+    add(store, "m")
+    assert not store.any_live()
+    store.record("m", MachineState.STOPPING, process=None)
+    assert store.any_live()
+    store.record("m", MachineState.STOPPED, process=None)
+    assert not store.any_live()
+
+
+# Events and notes
+
+
+def happening(detail: str = "") -> Happening:
+    return Happening(kind=EventKind.CHANGED, detail=detail)
+
+
+def test_events_are_remembered_in_order_and_outlive_their_machine(store: SqliteStore) -> None:
+    made = add(store, "m")
+    add(store, "n")
+    store.replace_spec("m", replace(made.spec, cpus=2), event=happening("cpus"))
+    store.record("m", MachineState.RUNNING, process=None, event=Happening(kind=EventKind.STARTED, detail="qemu"))
+    store.record("m", MachineState.STOPPED, process=None)  # nothing that is worth it
+    store.remove("m", event=Happening(kind=EventKind.DELETED))
+    assert [(event.machine, event.kind.value, event.detail) for event in store.events()] == [
+        ("m", "created", "qemu, from default"),
+        ("n", "created", "qemu, from default"),
+        ("m", "changed", "cpus"),
+        ("m", "started", "qemu"),
+        ("m", "deleted", ""),
+    ]
+    mine = store.events("m")
+    assert [event.kind.value for event in mine] == ["created", "changed", "started", "deleted"]
+    assert [event.id for event in mine] == sorted({event.id for event in mine})
+    assert store.events("m", after=mine[1].id) == mine[2:]
+    assert store.events("m", most=1) == mine[-1:]
+    assert store.events("m", after=mine[-1].id) == []
+    assert store.events("nosuch") == []
+
+
+def test_an_id_is_never_given_twice(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever follows asks for what came after the last id they saw."""
+    monkeypatch.setattr(events, "MOST_EVENTS", 1)
+    add(store, "a")
+    first = store.events()[-1].id
+    add(store, "b")
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("DELETE FROM events")
+    connection.close()
+    add(store, "c")
+    assert store.events()[-1].id == first + 2
+
+
+@pytest.mark.fault(22)
+def test_events_are_bounded_the_newest_kept(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MOST_EVENTS", 20)
+    spec = add(store, "m").spec
+    for number in range(50):
+        store.replace_spec("m", spec, event=happening(f"{number} " + "x" * 10_000))
+    found = store.events()
+    assert [int(event.detail.split()[0]) for event in found] == list(range(30, 50))
+    assert {len(event.detail) for event in found} == {500}
+
+
+def test_what_could_not_be_recorded_has_not_happened(store: SqliteStore) -> None:
+    add(store, "m")
+    with pytest.raises(ConflictError):
+        add(store, "m")
+    assert [event.kind for event in store.events("m")] == [EventKind.CREATED]
+
+
+def test_a_note_is_new_once(store: SqliteStore) -> None:
+    assert store.note_once("warned: a")
+    assert not store.note_once("warned: a")
+    assert store.note_once("warned: b")
+    assert not replace(store, read_only=True).note_once("warned: b")
+
+
+# The schema of the version before
+
+
+@pytest.mark.fault(17, 18)
+def test_a_database_of_the_version_before_is_brought_up_and_its_machines_run_on(store: SqliteStore) -> None:
+    """Version 1 had no jails, limits, policies or events: what it knew runs on, and is confined at its next start."""
+    store.path.parent.mkdir(parents=True)
+    connection = sqlite3.connect(store.path, isolation_level=None)
+    for statement in schema._MIGRATIONS[1].split(";\n"):
+        if statement.strip():
+            connection.execute(statement)
+    connection.execute(
+        "INSERT INTO machines VALUES ('m', 'id-m', 2, 512, 1024, 'default', 'default', 'qemu', 1, '{\"a\": \"b\"}', '[]',"
+        " '[]', 2886729730, '06:00:ac:10:00:02', 'vmm-ac100002', 'running', 1, '2026-01-01T00:00:00Z',"
+        " '2026-01-02T00:00:00Z', 'b', 42, 7, '/d/m.sock', NULL)"
+    )
+    connection.execute("INSERT INTO forwards VALUES ('m', 'tcp', '0.0.0.0', 8080, 80)")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    before = store.path.read_bytes()
+    # Whoever may only read sees it as it will be, and changes nothing.
+    seen = replace(store, read_only=True).machine("m")
+    assert store.path.read_bytes() == before
+    machine = store.machine("m")
+    assert machine == seen
+    assert machine.process == ProcessIdentity(boot_id="b", pid=42, start_ticks=7, marker="/d/m.sock")
+    assert (machine.state, machine.wanted, machine.lease.address) == (MachineState.RUNNING, True, "172.16.0.2")
+    assert (machine.spec.jail, machine.spec.limits, machine.spec.restart) == (True, Limits(), RestartPolicy.NO)
+    assert machine.supervision == UNATTENDED
+    assert store.forwards() == [forward("m")]
+    assert store.events() == []
+    # A copy of it as it was is kept.
+    copies = [path for path in (store.path.parent / "backups").iterdir() if path.read_bytes()[:6] == b"SQLite"]
+    assert len(copies) == 1
+
+
+def test_a_policy_that_this_vmm_does_not_know_makes_a_record_unreadable(store: SqliteStore) -> None:
+    for name in ("a", "b", "c"):
+        add(store, name)
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE machines SET restart = 'sometimes' WHERE name = 'a'")
+        connection.execute("UPDATE machines SET owner = 'nobody' WHERE name = 'b'")
+        connection.execute("UPDATE machines SET limits = '{\"speed\": 1}' WHERE name = 'c'")
+    connection.close()
+    found = store.machines()
+    assert [type(record) for record in found] == [UnreadableRecord] * 3
+    assert "sometimes" in found[0].problem  # type: ignore[union-attr]
+    assert "nobody" in found[1].problem  # type: ignore[union-attr]
+    assert "speed" in found[2].problem  # type: ignore[union-attr]

@@ -25,7 +25,7 @@ def with_confinement(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--dns", multiple=True, help="A name server; may be repeated.")
 @click.option("--label", "labels", multiple=True, help="KEY=VALUE; KEY= with nothing behind it takes the label off.")
 @click.option("--auto-start/--no-auto-start", default=None, help="Come back after a reboot of the host.")
-@click.option("--jail/--no-jail", default=None, help="Confine its engine, or run it as root.")
+@click.option("--jail/--no-jail", default=None, help="Confine its engine; without, whoever breaks out of it is root.")
 @with_confinement
 def set_command(  # one parameter an option
     *,
@@ -41,7 +41,10 @@ def set_command(  # one parameter an option
     restart: str | None,
     **limits: Any,  # noqa: ANN401  # click's own
 ) -> None:
-    """Change a stopped machine. A limit is taken off by `none`."""
+    """Change a stopped machine.
+
+    A limit is taken off by `none`.
+    """
     from vmm.app import require_root
     from vmm.model.machine import RestartPolicy
     from vmm.model.names import parse_label, valid_name

@@ -34,7 +34,11 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--user-data", type=path, help="cloud-init user data, for images that have cloud-init."),
             click.option("--auto-start/--no-auto-start", default=True, help="Come back after a reboot [yes]."),
             *confinement_options(),
-            click.option("--jail/--no-jail", default=True, help="Confine the engine [yes]; without, it runs as root."),
+            click.option(
+                "--jail/--no-jail",
+                default=True,
+                help="Confine its engine [yes]; without, whoever breaks out of it is root.",
+            ),
         ]
     ):
         function = option(function)
@@ -50,7 +54,9 @@ def confinement_options() -> list[Callable[..., Any]]:
         click.option(
             "--cpu-limit", type=Limit(float), metavar="CPUS", help="CPUs that its engine may use, such as 1.5."
         ),
-        click.option("--memory-limit", type=Limit(Size()), metavar="SIZE", help="Memory over the guest's own."),
+        click.option(
+            "--memory-limit", type=Limit(Size()), metavar="SIZE", help="Memory over the guest's own, such as 64M."
+        ),
         click.option("--pids-limit", type=Limit(int), metavar="COUNT", help="Processes and threads of its engine."),
         click.option("--io-read-bps", type=Limit(Rate()), metavar="BYTES", help="Bytes a second from the disk; 10M."),
         click.option("--io-write-bps", type=Limit(Rate()), metavar="BYTES", help="Bytes a second to the disk; 10M."),

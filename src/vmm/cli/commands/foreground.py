@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
+from vmm.cli import render
 from vmm.cli.signals import Ended
 from vmm.errors import EngineError
-from vmm.model.event import EventKind
 from vmm.model.machine import Machine, MachineState, Owner
 from vmm.operations.settle import restart_waiting, settle
 from vmm.operations.start import Mode, start
@@ -30,8 +31,7 @@ def run_foreground(site: HostSite, name: str, mode: Mode, *, stop_timeout_s: flo
     """
     console = _Console(site.files.console(name))
     started = start(site, name, mode)
-    for warning in started.warnings:
-        sys.stderr.write(f"{warning}\n")
+    render.warnings(started)
     machine = started.machine
     try:
         while machine is not None:
@@ -54,12 +54,9 @@ def _next(site: HostSite, name: str) -> Machine | None:
     """Return the machine after its guest's reboot, None when it is over; EngineError when that was a failure."""
     found = settle(site, name)
     machine = found.machine
-    if found.end is EventKind.REBOOTED and found.waits:
-        return restart_waiting(site, name, owner=Owner.FOREGROUND)
     if found.waits:
-        # The policy is the owner's, and the owner is told by the exit code.
-        site.store.record(name, MachineState.FAILED, process=None, reason=machine.reason)
-    if found.waits or machine.state is MachineState.FAILED:
+        return restart_waiting(site, name, owner=Owner.FOREGROUND)
+    if machine.state is MachineState.FAILED:
         raise EngineError(
             f"The machine {name!r} failed.",
             details=machine.reason or "Nobody knows why.",
@@ -77,6 +74,12 @@ def _stopped(site: HostSite, name: str, console: _Console, *, stop_timeout_s: fl
             details=f"Its guest did not shut down within {stop_timeout_s:g} s.",
             resolution="Give it longer with --stop-timeout.",
         )
+    if result.method is StopMethod.GONE:
+        raise EngineError(
+            f"The machine {name!r} was cut off.",
+            details=f"While its guest was shutting down, {result.method}.",
+            resolution="Let its supervisor ask vmm alone, and wait; for systemd that is KillMode=mixed.",
+        )
     return 0
 
 
@@ -93,8 +96,15 @@ class _Console:
             stream.seek(self._position if self._size() >= self._position else 0)
             data = stream.read()
             self._position = stream.tell()
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        try:
             sys.stdout.buffer.write(data)
             sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read it has gone; the machine is not theirs to end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 
     def _size(self) -> int:
         try:

@@ -27,7 +27,7 @@ _STOPS_AT_ONCE = 256
 
 @click.command("start", cls=Command)
 @_names
-@click.option("--all", "every", is_flag=True, help="Every machine.")
+@click.option("--all", "every", is_flag=True, help="Every machine, those that were stopped by hand too.")
 @_wait
 @_start_timeout
 @overcommit_option

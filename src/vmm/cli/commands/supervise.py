@@ -7,7 +7,7 @@ from vmm.cli.options import Command, settings
 
 @click.command("settle", cls=Command)
 @click.argument("name")
-@click.option("--owner", type=click.Choice(["unit"]), help="Who calls it.")
+@click.option("--owner", type=click.Choice(["unit"]), hidden=True)
 def settle_command(name: str, owner: str | None) -> int:
     """Record how a machine ended, and start it again where it is to be."""
     from vmm.app import require_root

@@ -53,17 +53,25 @@ def acquire(destination: Path, wish: Wish, *, staging: Path, progress: Progress)
 
     Raises:
         EngineError: a digest is wrong or missing, or no source could be reached; what was there is left as it was.
+        HostError: the file system refuses it.
     """
     present = _present(destination)
     if present is not None and not wish.force and wish.given is None:
         return present
-    with files.staging_dir(staging, prefix="firecracker") as work:
-        if wish.given is not None:
-            found, source = _from_path(wish.given, wish.sha256, work), f"file {wish.given.name}"
-        else:
-            found, source = _from_network(wish.url, work, progress)
-        version = releases.version_of(found["firecracker"])
-        _install(found, destination, version=version, source=source)
+    try:
+        with files.staging_dir(staging, prefix="firecracker") as work:
+            if wish.given is not None:
+                found, source = _from_path(wish.given, wish.sha256, work), f"file {wish.given.name}"
+            else:
+                found, source = _from_network(wish.url, work, progress)
+            version = releases.version_of(found["firecracker"])
+            _install(found, destination, version=version, source=source)
+    except OSError as error:
+        raise HostError(
+            "Firecracker cannot be installed.",
+            details=str(error),
+            resolution="Check the file system of the data directory (df -h, mount), then try again.",
+        ) from error
     return Acquired(version=version, source=source, fresh=True)
 
 
@@ -242,7 +250,8 @@ def _install(found: Mapping[str, Path], destination: Path, *, version: str, sour
         (destination / "jailer").unlink(missing_ok=True)
     facts = {"version": version, "source": source, "sha256": digests}
     files.write_atomic(destination / "firecracker.json", json.dumps(facts, indent=2) + "\n")
-    _flush_directory(destination)
+    for directory in (destination, destination.parent):
+        _flush_directory(directory)
 
 
 def _flush_directory(path: Path) -> None:

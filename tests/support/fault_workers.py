@@ -1,0 +1,93 @@
+"""The truth table tried by several processes at once, each on a ground of its own; tests ask for its cells."""
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fault_trial import Result
+from hosts import LIBRARY, Host, a_host
+
+_WORKER = Path(__file__).with_name("fault_worker.py")
+# What one cell may take; the longest takes a few seconds.
+_CELL_S = 300.0
+# What a run is to print of itself at its end.
+NOTES: list[str] = []
+
+Cell = tuple[str, str]
+
+
+@dataclass
+class Table:
+    """The cells, by verb and mode; each is tried once, in the order of the list."""
+
+    cells: dict[Cell, Future[dict]] = field(default_factory=dict)
+
+    def result(self, verb: str, mode: str) -> Result:
+        return Result(**self.answer(verb, mode))
+
+    def answer(self, verb: str, mode: str) -> dict:
+        return self.cells[verb, mode].result(timeout=_CELL_S)
+
+    def note(self) -> str:
+        """Return the count of all that was tried."""
+        answers = [future.result() for future in self.cells.values() if future.done() and not future.exception()]
+        results = [Result(**answer) for answer in answers if "boundaries" in answer]
+        faults, commands = sum(result.boundaries for result in results), sum(result.commands for result in results)
+        verbs, modes = {result.verb for result in results}, {result.mode for result in results}
+        bad = sum(len(result.wrong) for result in results)
+        return (
+            f"truth table: {len(verbs)} verbs, {len(modes)} faults, {faults} boundaries tried with {commands} commands;"
+            f" {bad} left something wrong"
+        )
+
+
+@contextlib.contextmanager
+def a_table(cells: Iterable[Cell], directory: Path, *, workers: int) -> Iterator[Table]:
+    """Try the cells with so many processes at once, while the block goes on."""
+    table = Table({cell: Future() for cell in cells})
+    waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
+    for cell in table.cells:
+        waiting.put(cell)
+    with contextlib.ExitStack() as stack:
+        for number in range(min(workers, len(table.cells))):
+            host = stack.enter_context(a_host(f"vmmtruth{number}-{id(table) % 10000}", directory / str(number)))
+            thread = threading.Thread(target=_work, args=(host, directory / str(number), waiting, table), daemon=True)
+            thread.start()
+            stack.callback(thread.join, _CELL_S)
+        yield table
+        for future in table.cells.values():
+            # What nobody waited for is not begun any more.
+            future.cancel()
+    NOTES.append(table.note())
+
+
+def _work(host: Host, directory: Path, waiting: "queue.SimpleQueue[Cell]", table: Table) -> None:
+    argv = [sys.executable, str(_WORKER), host.namespace, str(directory), str(LIBRARY.resolve())]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        with contextlib.suppress(queue.Empty):
+            while True:
+                cell = waiting.get_nowait()
+                future = table.cells[cell]
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    worker.stdin.write(json.dumps({"verb": cell[0], "mode": cell[1]}) + "\n")
+                    worker.stdin.flush()
+                    future.set_result(json.loads(worker.stdout.readline()))
+                except (OSError, ValueError):
+                    worker.kill()
+                    future.set_exception(AssertionError(f"the worker has ended: {worker.stderr.read()[-3000:]}"))
+                    return
+        worker.stdin.close()

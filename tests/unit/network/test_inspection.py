@@ -1,0 +1,199 @@
+"""What is made of nft's own account of the tables; the account was recorded from nft 1.0.6, its rules' bodies left out."""
+
+import json
+from ipaddress import IPv4Address
+
+import pytest
+
+from vmm.host import process
+from vmm.model.network import PortForward, Protocol, checked_subnet, lease_for
+from vmm.network import firewall, inspection
+from vmm.network.firewall import Firewall
+
+SUBNET = checked_subnet("172.16.0.0/16", "172.16.0.1")
+WALL = Firewall(bridge="vmm-br0", subnet=SUBNET)
+A, B = lease_for(IPv4Address("172.16.0.2")), lease_for(IPv4Address("172.16.0.3"))
+WEB = PortForward(machine="a", protocol=Protocol.TCP, host_port=8080, guest_port=80)
+DNS = PortForward(machine="a", protocol=Protocol.UDP, host_address="127.0.0.1", host_port=53, guest_port=5353)
+ATTACHED = [(A, (WEB, DNS)), (B, ())]
+
+META = '{"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5", "json_schema_version": 1}}'
+# `nft -j list table ip vmm` and `bridge vmm` with ATTACHED.
+IP = """
+{"table": {"family": "ip", "name": "vmm", "handle": 3}}
+{"set": {"family": "ip", "name": "machines", "table": "vmm", "type": "ipv4_addr", "handle": 7, "elem": ["172.16.0.2", "172.16.0.3"]}}
+{"map": {"family": "ip", "name": "ports", "table": "vmm", "type": ["inet_proto", "inet_service"], "handle": 8, "map": "ipv4_addr . inet_service", "elem": [[{"concat": ["tcp", 8080]}, {"concat": ["172.16.0.2", 80]}]]}}
+{"map": {"family": "ip", "name": "ports_at", "table": "vmm", "type": ["inet_proto", "ipv4_addr", "inet_service"], "handle": 9, "map": "ipv4_addr . inet_service", "elem": [[{"concat": ["udp", "127.0.0.1", 53]}, {"concat": ["172.16.0.2", 5353]}]]}}
+{"chain": {"family": "ip", "table": "vmm", "name": "forwards", "handle": 1}}
+{"chain": {"family": "ip", "table": "vmm", "name": "prerouting", "handle": 2, "type": "nat", "hook": "prerouting", "prio": -100, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "vmm", "name": "output", "handle": 3, "type": "nat", "hook": "output", "prio": -100, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "vmm", "name": "postrouting", "handle": 4, "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "vmm", "name": "forward", "handle": 5, "type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "vmm", "name": "input", "handle": 6, "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forwards", "handle": 11}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forwards", "handle": 13}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "prerouting", "handle": 14}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "output", "handle": 15}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "postrouting", "handle": 16}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "postrouting", "handle": 17}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 18}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 19}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 20}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 21}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 22}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 23}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 24}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 25}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 26}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 27}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 28}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 29}}
+"""
+BRIDGE = """
+{"table": {"family": "bridge", "name": "vmm", "handle": 4}}
+{"set": {"family": "bridge", "name": "senders", "table": "vmm", "type": ["ifname", "ether_addr", "ipv4_addr"], "handle": 3, "elem": [{"concat": ["vmm-ac100002", "06:00:ac:10:00:02", "172.16.0.2"]}, {"concat": ["vmm-ac100003", "06:00:ac:10:00:03", "172.16.0.3"]}]}}
+{"chain": {"family": "bridge", "table": "vmm", "name": "prerouting", "handle": 1, "type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"}}
+{"chain": {"family": "bridge", "table": "vmm", "name": "input", "handle": 2, "type": "filter", "hook": "input", "prio": -300, "policy": "accept"}}
+{"rule": {"family": "bridge", "table": "vmm", "chain": "prerouting", "handle": 4}}
+{"rule": {"family": "bridge", "table": "vmm", "chain": "prerouting", "handle": 5}}
+{"rule": {"family": "bridge", "table": "vmm", "chain": "prerouting", "handle": 6}}
+{"rule": {"family": "bridge", "table": "vmm", "chain": "prerouting", "handle": 7}}
+{"rule": {"family": "bridge", "table": "vmm", "chain": "input", "handle": 8}}
+"""
+
+
+def account(lines: str, without: str | None = None) -> str:
+    """Return the recorded account, or one without the lines that hold a text."""
+    kept = [line for line in lines.strip().splitlines() if without is None or without not in line]
+    return f'{{"nftables": [{", ".join([META, *kept])}]}}'
+
+
+def has_no_elements(lines: str) -> str:
+    """Return the account of tables that hold nobody: nft leaves `elem` out then."""
+    entries = [json.loads(line) for line in lines.strip().splitlines()]
+    for entry in entries:
+        for kind in ("set", "map"):
+            entry.get(kind, {}).pop("elem", None)
+    return json.dumps({"nftables": [json.loads(META), *entries]})
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What nft would say of each family's table; one that is not in it is not there."""
+    tables = {"ip": account(IP), "bridge": account(BRIDGE)}
+
+    def run(argv, **how):
+        assert argv[:4] == ["nft", "-j", "list", "table"]
+        said = tables.get(argv[4])
+        missing = "Error: No such file or directory"
+        return process.Completed(
+            argv=tuple(argv), code=1 if said is None else 0, stdout=said or "", stderr="" if said else missing
+        )
+
+    monkeypatch.setattr(inspection.process, "run", run)
+    return tables
+
+
+def test_tables_as_they_should_be_differ_in_nothing(kernel: dict[str, str]) -> None:
+    assert WALL.differences(ATTACHED) == []
+
+
+def test_empty_tables_are_right_for_nobody(kernel: dict[str, str]) -> None:
+    kernel.update(ip=has_no_elements(IP), bridge=has_no_elements(BRIDGE))
+    assert WALL.differences([]) == []
+    assert WALL.differences([(A, ())]) == [
+        "172.16.0.2 was not in machines",
+        "vmm-ac100002 . 06:00:ac:10:00:02 . 172.16.0.2 was not in senders",
+    ]
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("families", [("ip",), ("bridge",), ("ip", "bridge")])
+def test_a_table_that_is_gone(kernel: dict[str, str], families: tuple[str, ...]) -> None:
+    for family in families:
+        del kernel[family]
+    assert WALL.differences(ATTACHED) == [f"the firewall's table {family} vmm was gone" for family in families]
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize(
+    ("family", "lines", "handle", "told"),
+    [
+        ("ip", IP, 20, "the chain forward of ip vmm had 6 rules of 7"),
+        ("ip", IP, 14, "the chain prerouting of ip vmm had 0 rules of 1"),
+        ("ip", IP, 29, "the chain input of ip vmm had 4 rules of 5"),
+        ("bridge", BRIDGE, 7, "the chain prerouting of bridge vmm had 3 rules of 4"),
+        ("bridge", BRIDGE, 8, "the chain input of bridge vmm had 0 rules of 1"),
+    ],
+)
+def test_a_rule_that_is_gone(kernel: dict[str, str], family: str, lines: str, handle: int, told: str) -> None:
+    """Of the same name in another family it is another chain: bridge has an input and a prerouting too."""
+    rule = f'"handle": {handle}}}}}'
+    kept = [line for line in lines.strip().splitlines() if not ('"rule"' in line and rule in line)]
+    assert len(kept) == len(lines.strip().splitlines()) - 1
+    kernel[family] = account("\n".join(kept))
+    assert WALL.differences(ATTACHED) == [told]
+
+
+@pytest.mark.fault(29)
+def test_a_rule_that_someone_added(kernel: dict[str, str]) -> None:
+    kernel["ip"] = account(IP + '{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 30}}')
+    assert WALL.differences(ATTACHED) == ["the chain forward of ip vmm had 8 rules of 7"]
+
+
+@pytest.mark.fault(29)
+def test_a_set_that_is_gone(kernel: dict[str, str]) -> None:
+    kernel["ip"] = account(IP, without='"name": "machines"')
+    assert WALL.differences(ATTACHED) == ["172.16.0.2 was not in machines", "172.16.0.3 was not in machines"]
+
+
+def test_who_is_missing_and_who_was_left(kernel: dict[str, str]) -> None:
+    other = lease_for(IPv4Address("172.16.0.9"))
+    assert WALL.differences([(A, (WEB, DNS)), (other, ())]) == [
+        "172.16.0.9 was not in machines",
+        "172.16.0.3 was left in machines",
+        "vmm-ac100009 . 06:00:ac:10:00:09 . 172.16.0.9 was not in senders",
+        "vmm-ac100003 . 06:00:ac:10:00:03 . 172.16.0.3 was left in senders",
+    ]
+
+
+def test_a_forward_that_leads_elsewhere(kernel: dict[str, str]) -> None:
+    """The same port of the host, another port of the machine: the map's key is right and its value is not."""
+    moved = PortForward(machine="a", protocol=Protocol.TCP, host_port=8080, guest_port=81)
+    assert WALL.differences([(A, (moved, DNS)), (B, ())]) == [
+        "tcp . 8080 . 172.16.0.2 . 81 was not in ports",
+        "tcp . 8080 . 172.16.0.2 . 80 was left in ports",
+    ]
+    # One at an address of the host is another than one at all of them.
+    everywhere = PortForward(machine="a", protocol=Protocol.UDP, host_port=53, guest_port=5353)
+    assert WALL.differences([(A, (WEB, everywhere)), (B, ())]) == [
+        "udp . 53 . 172.16.0.2 . 5353 was not in ports",
+        "udp . 127.0.0.1 . 53 . 172.16.0.2 . 5353 was left in ports_at",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("172.16.0.2", ["172.16.0.2"]),
+        (8080, ["8080"]),
+        ({"concat": ["vmm-ac100002", "06:00:ac:10:00:02", "172.16.0.2"]}, ["vmm-ac100002", "06:00:ac:10:00:02", "172.16.0.2"]),
+        ([{"concat": ["tcp", 8080]}, {"concat": ["172.16.0.2", 80]}], ["tcp", "8080", "172.16.0.2", "80"]),
+        (["a", "b"], ["a", "b"]),
+        ({"concat": [{"concat": ["a"]}, "b"]}, ["a", "b"]),
+    ],
+)  # fmt: skip
+def test_the_parts_of_an_element_however_they_are_nested(value: object, parts: list[str]) -> None:
+    assert list(inspection._parts(value)) == parts
+
+
+def test_every_chain_of_the_template_is_counted() -> None:
+    counts = firewall._rule_counts()
+    assert set(counts) == {
+        ("ip", "forwards"), ("ip", "prerouting"), ("ip", "output"), ("ip", "postrouting"), ("ip", "forward"),
+        ("ip", "input"), ("bridge", "prerouting"), ("bridge", "input"),
+    }  # fmt: skip
+    # One that had none would be a chain that keeps nothing out.
+    assert min(counts.values()) >= 1
+    # As many as nft itself counted in what was recorded.
+    assert sum(counts.values()) == (IP + BRIDGE).count('"rule"')

@@ -1,0 +1,430 @@
+"""Every verb in any order, ended in the middle at any step, on a host that is rebooted and guests that go as they like.
+
+Hypothesis drives the operations against the simplest model of what a user is owed: what they last asked for of each
+machine. What must hold after every step is said in the invariants; what must hold after a reconcile, in `reconciled`.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sites import Clock, FakeSite, Killed
+
+from vmm.errors import ConflictError, EngineError, NotFoundError, VmmError
+from vmm.model.lifecycle import LIVE, is_waiting
+from vmm.model.limits import RESTARTS_MOST
+from vmm.model.machine import Machine, MachineState, ProcessIdentity, RestartPolicy
+from vmm.model.network import PortForward, Protocol
+from vmm.operations.change import Changes, change
+from vmm.operations.create import CreateRequest, create
+from vmm.operations.forwards import add_forward, remove_forward
+from vmm.operations.host_boot import autostart
+from vmm.operations.observe import observed
+from vmm.operations.reconcile import reconcile
+from vmm.operations.settle import restart_waiting, settle
+from vmm.operations.start import start
+from vmm.operations.stop import delete, stop
+
+NAMES = st.sampled_from(["a", "b"])
+POLICIES = st.sampled_from(list(RestartPolicy))
+PORTS = st.sampled_from([8080, 8081])
+DEATHS = st.sampled_from([Killed, KeyboardInterrupt])
+# The last words on a console, by how the engine ended; and under which policy that is followed by a restart.
+ENDS = {
+    "crash": "login: ",
+    "power-off": "reboot: Power down",
+    "reboot": "reboot: Restarting system",
+    "panic": "Kernel panic - not syncing: no init",
+}
+RESTARTED = {
+    RestartPolicy.NO: {"reboot"},
+    RestartPolicy.ON_FAILURE: {"reboot", "crash", "panic"},
+    RestartPolicy.ALWAYS: set(ENDS),
+}
+
+
+# What a verb asks for: that the machine runs, or not.
+ASKED = {"start": True, "stop": False, "kill": False, "delete": False}
+
+
+def is_ended(*verbs: str):
+    """Return the rule that one of these commands is ended before one of its steps."""
+
+    @precondition(lambda self: self.wanted)
+    @rule(verb=st.sampled_from(verbs), name=NAMES, policy=POLICIES, port=PORTS, step=st.integers(0, 15), death=DEATHS)
+    def is_ended(self, verb, name, policy, port, step, death):
+        self.end(verb, name, policy, port, step, death)
+
+    return is_ended
+
+
+def forward(name: str, port: int) -> PortForward:
+    return PortForward(machine=name, protocol=Protocol.TCP, host_port=port, guest_port=80)
+
+
+class Operations(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self._patch = pytest.MonkeyPatch()
+        # In memory where there is such a place: thousands of small writes are nothing to wait for.
+        self._directory = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        clock = Clock()
+        clock.install(self._patch)
+        self.site = FakeSite(Path(self._directory.name), clock)
+        self.wanted: dict[str, bool] = {}  # what the user last asked for, of every machine that there is
+
+    def teardown(self) -> None:
+        self._patch.undo()
+        self._directory.cleanup()
+
+    # How the tests see the host
+
+    def records(self) -> dict[str, Machine]:
+        return {record.name: record for record in self.site.store.machines() if isinstance(record, Machine)}
+
+    def engines(self, machine: Machine) -> list[ProcessIdentity]:
+        markers = self.site.the_engine.markers(machine_id=machine.id, socket=self.site.files.socket(machine.name))
+        return [process for process in self.site.processes.running.values() if process.marker in markers]
+
+    def lives(self, name: str) -> bool:
+        return bool(self.engines(self.records()[name]))
+
+    def has_lost_its_disk(self, name: str) -> bool:
+        return not self.site.files.is_made(name) and self.records()[name].started_at is not None
+
+    # How the user's commands run
+
+    def command(self, act: Callable[[], object]) -> object:
+        try:
+            return act()
+        finally:
+            self.site.log.go_on()
+            self.site.processes.command += 1
+
+    def ended(self, step: int, death: type[BaseException], act: Callable[[], object]) -> bool:
+        """Run a command that is ended before this step of it; return whether it came that far."""
+        self.site.log.end_at(step, death())
+        try:
+            act()
+        except (Killed, KeyboardInterrupt):
+            assert self.site.log.go_on(), "nobody ended it"
+            return True
+        except VmmError:
+            # Refused, or failed, before that.
+            assert not self.site.log.go_on(), "an end was taken for an error"
+            return False
+        finally:
+            self.site.processes.command += 1
+        assert not self.site.log.go_on(), "an end was passed over"
+        return False
+
+    def verbs(self, name: str, policy: RestartPolicy, port: int) -> dict[str, Callable[[], object]]:
+        return {
+            "create": lambda: create(self.site, CreateRequest(name=name, restart=policy)),
+            "start": lambda: start(self.site, name),
+            "stop": lambda: stop(self.site, name, timeout_s=1.0),
+            "kill": lambda: stop(self.site, name, force=True),
+            "delete": lambda: delete(self.site, name, force=True),
+            "set": lambda: change(self.site, name, Changes(restart=policy)),
+            "forward": lambda: add_forward(self.site, forward(name, port)),
+            "unforward": lambda: remove_forward(self.site, forward(name, port)),
+            "settle": lambda: self.supervise(name),
+            "reconcile": lambda: reconcile(self.site),
+        }
+
+    def supervise(self, name: str) -> None:
+        if settle(self.site, name).waits:
+            restart_waiting(self.site, name, owner=None)
+
+    @initialize(policies=st.tuples(POLICIES, POLICIES))
+    def there_are_machines_that_run(self, policies: tuple[RestartPolicy, RestartPolicy]) -> None:
+        for name, policy in zip("ab", policies, strict=True):
+            self.create(name, policy)
+            self.start(name)
+
+    # Rules: what the user does
+
+    @rule(name=NAMES, policy=POLICIES)
+    def create(self, name: str, policy: RestartPolicy) -> None:
+        there = self.records().get(name)
+        act = self.verbs(name, policy, 0)["create"]
+        if there is not None and (self.site.files.is_made(name) or there.state is not MachineState.CREATED):
+            with pytest.raises(ConflictError):
+                self.command(act)
+            return
+        self.command(act)
+        self.wanted[name] = False
+        assert self.records()[name].spec.restart is policy
+
+    @rule(name=NAMES)
+    def start(self, name: str) -> None:
+        if name not in self.wanted:
+            with pytest.raises(NotFoundError):
+                self.command(lambda: start(self.site, name))
+        elif not self.lives(name) and self.has_lost_its_disk(name):
+            # Half deleted: no disk is made anew under a machine that ran.
+            with pytest.raises(EngineError, match="lost its disk"):
+                self.command(lambda: start(self.site, name))
+            assert not self.lives(name)
+        else:
+            self.command(lambda: start(self.site, name))
+            assert self.lives(name)
+            assert self.records()[name].state is MachineState.RUNNING
+            self.wanted[name] = True
+
+    @precondition(lambda self: self.wanted)
+    @rule(name=NAMES, force=st.booleans(), obeys=st.booleans())
+    def stop(self, name: str, force: bool, obeys: bool) -> None:
+        if name not in self.wanted:
+            return
+        self.site.guest.obeys = obeys
+        self.command(lambda: stop(self.site, name, force=force, timeout_s=1.0))
+        assert not self.lives(name)
+        assert self.records()[name].state not in LIVE
+        self.wanted[name] = False
+
+    @precondition(lambda self: self.wanted)
+    @rule(name=NAMES, force=st.booleans())
+    def delete(self, name: str, force: bool) -> None:
+        if name not in self.wanted:
+            with pytest.raises(NotFoundError):
+                self.command(lambda: delete(self.site, name, force=force))
+            return
+        if self.lives(name) and not force:
+            with pytest.raises(ConflictError):
+                self.command(lambda: delete(self.site, name))
+            return
+        machine = self.records()[name]
+        self.command(lambda: delete(self.site, name, force=force))
+        assert self.engines(machine) == []
+        assert machine.lease.tap not in self.site.network.taps
+        del self.wanted[name]
+
+    @precondition(lambda self: self.wanted)
+    @rule(name=NAMES, policy=POLICIES)
+    def set(self, name: str, policy: RestartPolicy) -> None:
+        if name in self.wanted:
+            self.command(lambda: change(self.site, name, Changes(restart=policy)))
+            assert self.records()[name].spec.restart is policy
+
+    @precondition(lambda self: self.wanted)
+    @rule(name=NAMES, port=PORTS)
+    def forward(self, name: str, port: int) -> None:
+        if name not in self.wanted:
+            return
+        taken = {known.host_port: known for known in self.site.store.forwards()}
+        if port in taken:
+            with pytest.raises(ConflictError):
+                self.command(lambda: add_forward(self.site, forward(name, port)))
+            self.command(lambda: remove_forward(self.site, taken[port]))
+            assert all(taken[port] not in rules for rules in self.site.network.rules.values())
+        else:
+            self.command(lambda: add_forward(self.site, forward(name, port)))
+            if self.lives(name) and observed(self.site, self.records()[name]).state is MachineState.RUNNING:
+                assert forward(name, port) in self.site.network.rules[self.records()[name].lease.address]
+
+    # Rules: what happens to the user
+
+    @precondition(lambda self: self.site.processes.running)
+    @rule(data=st.data(), how=st.sampled_from(list(ENDS)))
+    def an_engine_ends(self, data: st.DataObject, how: str) -> None:
+        running = {name: found for name, machine in self.records().items() if (found := self.engines(machine))}
+        name = data.draw(st.sampled_from(sorted(running)))
+        self.site.files.consoles[name] = ENDS[how]
+        self.site.processes.end(running[name][0])
+
+    @rule(seconds=st.sampled_from([1, 30, 700]))
+    def time_passes(self, seconds: int) -> None:
+        self.site.clock.sleep(seconds)
+
+    @rule()
+    def the_host_reboots(self) -> None:
+        self.site.processes.reboot()
+        self.site.network.taps.clear()
+        self.site.network.rules.clear()
+
+    @precondition(lambda self: self.wanted)
+    @rule(name=NAMES, restart=st.booleans())
+    def the_supervisor_settles(self, name: str, restart: bool) -> None:
+        if name not in self.wanted:
+            return
+        before, lived = self.records()[name], self.lives(name)
+        found = self.command(lambda: settle(self.site, name))
+        waits = self.is_owed_a_restart(before, lived)
+        assert found.waits is waits  # type: ignore[attr-defined]
+        assert self.lives(name) is lived, "settling neither starts nor ends anything"
+        self.account_for_power_off(before, lived, waits)
+        if waits and restart:
+            if self.has_lost_its_disk(name):
+                with pytest.raises(EngineError):
+                    self.command(lambda: restart_waiting(self.site, name, owner=None))
+            else:
+                self.command(lambda: restart_waiting(self.site, name, owner=None))
+                assert self.lives(name)
+        elif not waits and not lived:
+            with pytest.raises(ConflictError, match="does not wait"):
+                self.command(lambda: restart_waiting(self.site, name, owner=None))
+            assert not self.lives(name), "what is not to run was started"
+
+    def is_owed_a_restart(self, before: Machine, lived: bool) -> bool:
+        if is_waiting(before):
+            return True
+        if lived or before.state not in LIVE or before.state is MachineState.STOPPING or not before.wanted:
+            return False
+        how = self.how(before)
+        counted = before.supervision.restarts < RESTARTS_MOST or how == "reboot"
+        return how in RESTARTED[before.spec.restart] and counted
+
+    def how(self, before: Machine) -> str:
+        """Return how a machine that is recorded as live came to have no engine."""
+        if before.process is None or not before.process.marker:
+            return "crash"  # of the command that was about to start it
+        words = self.site.files.consoles.get(before.name, "")
+        return next((how for how, said in ENDS.items() if said == words), "crash")
+
+    def account_for_power_off(self, before: Machine, lived: bool, waits: bool) -> None:
+        """Note that a guest which has powered off is not wanted any more, unless it is always to run."""
+        ended = not lived and before.state in LIVE and not is_waiting(before)
+        if ended and before.state is not MachineState.STOPPING and self.how(before) == "power-off" and not waits:
+            self.wanted[before.name] = False
+
+    @precondition(lambda self: self.wanted)
+    @rule()
+    def the_host_starts_what_ran(self) -> None:
+        records = self.records()
+        owed = [
+            name
+            for name, machine in records.items()
+            if machine.wanted and not self.lives(name) and not is_waiting(machine) and not self.has_lost_its_disk(name)
+        ]
+        outcomes = self.command(lambda: autostart(self.site))
+        started = {outcome.name for outcome in outcomes if outcome.error is None}  # type: ignore[attr-defined]
+        assert started == set(owed)
+        assert all(self.lives(name) for name in owed)
+
+    # Rules: what ends commands
+
+    start_is_ended = is_ended("start")
+    stop_is_ended = is_ended("stop")
+    kill_is_ended = is_ended("kill")
+    delete_is_ended = is_ended("delete")
+    settle_is_ended = is_ended("settle")
+    reconcile_is_ended = is_ended("reconcile")
+    another_is_ended = is_ended("create", "set", "forward", "unforward")
+
+    def end(
+        self, verb: str, name: str, policy: RestartPolicy, port: int, step: int, death: type[BaseException]
+    ) -> None:
+        before = self.records()
+        lived = {known: self.lives(known) for known in before}
+        self.site.guest.obeys = False
+        was_ended = self.ended(step, death, self.verbs(name, policy, port)[verb])
+        after = self.records()
+        asked = ASKED.get(verb)
+        for known in after.keys() - before.keys():
+            assert (known, verb, after[known].wanted) == (name, "create", False)
+            self.wanted[known] = False
+        for gone in before.keys() - after.keys():
+            # What was half made by a `create` that was ended is made anew by the next.
+            assert (gone, verb) in ((name, "delete"), (name, "create"))
+            del self.wanted[gone]
+        for known in after.keys() & before.keys():
+            concerned = known == name or verb == "reconcile"
+            self.hold(verb if concerned else "", before[known], lived[known], after[known])
+        if not was_ended and name in after and asked is not None and self.lives(name) is asked:
+            assert after[name].wanted is asked
+
+    def hold(self, verb: str, before: Machine, lived: bool, after: Machine) -> None:
+        """Assert what a command that was ended leaves of a machine: what it was, or what it was to be."""
+        name, lives = after.name, self.lives(after.name)
+        if verb in ("settle", "reconcile"):
+            waits = self.is_owed_a_restart(before, lived)
+            assert lives is lived or (verb == "settle" and waits), "what is not to run was started, or what runs ended"
+            if after.wanted is not before.wanted:
+                self.account_for_power_off(before, lived, waits)
+        elif verb not in ASKED:
+            assert lives is lived
+        elif after.wanted is ASKED[verb]:
+            self.wanted[name] = ASKED[verb]
+        if lived and not lives:
+            assert not after.wanted, "the wish is recorded before the engine is ended"
+        if lives and not lived:
+            assert after.wanted, "the wish is recorded before the engine is started"
+
+    @rule()
+    def reconciled(self) -> None:
+        for machine in self.records().values():
+            self.account_for_power_off(
+                machine, self.lives(machine.name), self.is_owed_a_restart(machine, self.lives(machine.name))
+            )
+        self.command(lambda: reconcile(self.site))
+        records = self.records()
+        living = {name for name in records if self.lives(name)}
+        for name, machine in records.items():
+            assert observed(self.site, machine) == machine, "what is recorded is what is"
+            assert (machine.state in LIVE and not is_waiting(machine)) is (name in living)
+        site = self.site
+        ids = {records[name].id for name in living}
+        assert set(site.network.taps) == {records[name].lease.tap for name in living}
+        assert site.network.rules == {
+            records[name].lease.address: frozenset(site.store.forwards(name)) for name in living
+        }
+        assert site.the_engine.jails == site.processes.groups == ids
+        assert site.the_engine.sockets == {site.files.socket(name) for name in living}
+        assert all(not repair.done for repair in self.command(lambda: reconcile(site))), "told twice, it had more to do"  # type: ignore[attr-defined]
+
+    # What holds at any time
+
+    @invariant()
+    def what_is_shown_is_what_is(self) -> None:
+        for name, machine in self.records().items():
+            engines = self.engines(machine)
+            assert len(engines) <= 1, "two engines on one disk"
+            shown = observed(self.site, machine)
+            assert (shown.state in (MachineState.RUNNING, MachineState.STOPPING)) is bool(engines), (name, shown)
+            if engines:
+                assert shown.process == engines[0]
+                assert machine.lease.tap in self.site.network.taps
+
+    @invariant()
+    def nobody_is_unknown(self) -> None:
+        records = self.records()
+        assert records.keys() == self.wanted.keys()
+        known = [process for machine in records.values() for process in self.engines(machine)]
+        assert sorted(process.pid for process in known) == sorted(self.site.processes.running)
+
+    @invariant()
+    def what_is_wanted_is_what_was_asked_for(self) -> None:
+        assert {name: machine.wanted for name, machine in self.records().items()} == self.wanted
+
+    @invariant()
+    def nothing_is_shared(self) -> None:
+        leases = [machine.lease for machine in self.records().values()]
+        for part in ("address", "mac", "tap"):
+            assert len({getattr(lease, part) for lease in leases}) == len(leases)
+        ports = [(known.protocol, known.host_port) for known in self.site.store.forwards()]
+        assert len(set(ports)) == len(ports)
+
+
+@pytest.mark.fault(1, 2, 4, 13)
+def test_any_order_of_anything() -> None:
+    run_state_machine_as_test(
+        Operations,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
