@@ -68,6 +68,7 @@ class Kind(StrEnum):
 
     FILE = "a change below the data directory"
     SQL = "a write to the database"
+    PROGRAM = "a program, about to be started or just started"
     OTHER = "another side effect"
     END = "the end of the process"
     START = "all of it"
@@ -78,9 +79,10 @@ _KINDS = {
     Mode.INT: set(Kind) - {Kind.START},
     Mode.TERM: set(Kind) - {Kind.START},
     Mode.EIO: {Kind.FILE, Kind.SQL},
-    Mode.EROFS: {Kind.FILE, Kind.SQL, Kind.OTHER},
-    Mode.ENOSPC: {Kind.FILE, Kind.SQL, Kind.OTHER},
-    Mode.EMFILE: {Kind.FILE, Kind.SQL, Kind.OTHER},
+    # What holds on from there begins anew only where the data directory is touched, by vmm or by what it starts.
+    Mode.EROFS: {Kind.FILE, Kind.SQL, Kind.PROGRAM},
+    Mode.ENOSPC: {Kind.FILE, Kind.SQL, Kind.PROGRAM},
+    Mode.EMFILE: {Kind.FILE, Kind.SQL, Kind.PROGRAM, Kind.OTHER},
     Mode.READ_ONLY: {Kind.START},
     Mode.HELD: {Kind.START},
 }
@@ -140,8 +142,7 @@ class Failpoints:
             return
         for found, shown in self._names.items():
             label = label.replace(found, shown)
-        for pattern, shown in _VARYING:
-            label = pattern.sub(shown, label)
+        label = steady(label)
         label, in_piece = _ONE_PIECE.subn(r"\1...", label)
         once = once or in_piece > 0
         with self._lock:
@@ -213,7 +214,7 @@ class Failpoints:
         self.reached(f"{what} {self._shown(whole)}", Kind.FILE if self._is_inside(whole) else Kind.OTHER)
 
     def started(self, _event: str, arguments: tuple) -> None:
-        self.reached(f"exec {_name(arguments[0])}", Kind.OTHER)
+        self.reached(f"exec {_name(arguments[0])}", Kind.PROGRAM)
 
     def ioctl(self, _event: str, arguments: tuple) -> None:
         if arguments[1] not in _ASKING_IOCTLS:
@@ -272,6 +273,13 @@ _EVENTS = {
     "os.killpg": Failpoints.signalled,
     "signal.pthread_kill": Failpoints.signalled,
 }
+
+
+def steady(text: str) -> str:
+    """Return a text with all that differs from run to run shown alike."""
+    for pattern, shown in _VARYING:
+        text = pattern.sub(shown, text)
+    return text
 
 
 def fill(root: str) -> None:
@@ -360,7 +368,7 @@ def _wrap_calls(points: Failpoints) -> None:
 
     def begun(self, argv, *arguments, **named) -> None:
         begin(self, argv, *arguments, **named)
-        points.reached(f"started {_name(argv[0])}", Kind.OTHER)
+        points.reached(f"started {_name(argv[0])}", Kind.PROGRAM)
 
     subprocess.Popen.__init__ = begun
 

@@ -32,8 +32,11 @@ _MNT_DETACH = 2
 ROOM = "size=512m,nr_inodes=20000"
 # Tables that grow with what happened, and are to.
 _HISTORY = {"events", "meta", "notes"}
-# Copies of the database that a migration kept.
-_BACKUPS = re.compile(r"state/backups(/vmm-[^/]*)?")
+_HISTORY_ROWS = re.compile(r"INSERT INTO \"(events|meta|notes|sqlite_sequence)\"")
+# Times, pids, ticks: what a number says is seen elsewhere.
+_NUMBERS = re.compile(r"[0-9]{3,}[0-9:TZ-]*")
+# Copies of the database that a migration kept, and the journal of a write that was cut off, which the next one uses.
+_OF_THE_DATABASE = re.compile(r"state/(backups(/vmm-[^/]*)?|vmm\.db-journal)")
 _ID = re.compile(r"[0-9a-f]{32}")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -152,7 +155,7 @@ class Ground:
                 path = f"{directory}/{name}"
                 seen = os.lstat(path)
                 relative = path.removeprefix(f"{root}/")
-                if _BACKUPS.fullmatch(relative):
+                if _OF_THE_DATABASE.fullmatch(relative):
                     continue
                 sized = stat.S_ISREG(seen.st_mode) and not relative.startswith(("logs/", "state/"))
                 # A pid has as many digits as it has.
@@ -170,6 +173,15 @@ class Ground:
             tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             counted = [table for table in tables if table not in _HISTORY and not table.startswith("sqlite_")]
             return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in counted}
+
+    def records(self) -> str:
+        """Return what the database says, without what differs from run to run, and without its history."""
+        found: list[str] = []
+        path = self.root / "state" / "vmm.db"
+        if path.exists():
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                found = [line for line in connection.iterdump() if not _HISTORY_ROWS.match(line)]
+        return _NUMBERS.sub("N", failpoints.steady("\n".join(found)))
 
     def note_ids(self) -> None:
         path = self.root / "state" / "vmm.db"
@@ -201,6 +213,23 @@ class Ground:
             "mounts": self.mounts(),
             "cgroups": [_plain(path) for path in self.cgroups()],
         }
+
+    @contextlib.contextmanager
+    def a_neighbour(self) -> Iterator[None]:
+        """Have another group among those of vmm's, so that the one above them neither comes nor goes with ours."""
+        made: list[Path] = []
+        for hierarchy in Path("/sys/fs/cgroup").iterdir():
+            if (hierarchy / "cgroup.procs").exists() and not hierarchy.is_symlink():
+                neighbour = hierarchy / "vmm" / f"neighbour-{os.getpid()}"
+                neighbour.mkdir(parents=True)
+                made.append(neighbour)
+        try:
+            yield
+        finally:
+            for neighbour in made:
+                neighbour.rmdir()
+                with contextlib.suppress(OSError):
+                    neighbour.parent.rmdir()
 
     def sweep(self) -> None:
         """End every process, link, rule, cgroup and mount of ours, whatever made it."""

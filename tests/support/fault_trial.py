@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import failpoints
 import fault_ground
 import fault_verbs
-from failpoints import KILLED, Fault, Kind, Mode, happens_at
+from failpoints import KILLED, Fault, Kind, Mode, happens_at, steady
 from fault_runner import Ended, Runner
 from fault_verbs import SMALL, Verb
 
@@ -46,6 +46,8 @@ class Result:
     mode: str
     boundaries: int = 0
     wrong: dict[str, list[str]] = field(default_factory=dict)
+    repeated: int = 0
+    reconciled: int = 0
     seconds: float = 0.0
     commands: int = 0
 
@@ -60,11 +62,14 @@ class Trials:
         self.name = name
         self._kept: dict[fault_verbs.Ground, fault_ground.Kept] = {}
         self._clean: dict[str, tuple[Clean, list[str]]] = {}
+        self._good: set[tuple[str, str]] = set()
         self._dirty = True
+        self.repeated = 0
+        self.reconciled = 0
 
     def run(self, verb: Verb, mode: Mode) -> Result:
         """Try the verb with the fault at every boundary that the fault can happen at."""
-        began, before = time.monotonic(), self.runner.count
+        began, before = time.monotonic(), (self.runner.count, self.repeated, self.reconciled)
         result = Result(verb=verb.title, mode=mode.value)
         clean, wrong = self.clean(verb)
         if wrong:
@@ -76,7 +81,8 @@ class Trials:
             if wrong := self.trial(verb, Fault(mode, key), kind, clean):
                 result.wrong[key] = wrong
         result.seconds = time.monotonic() - began
-        result.commands = self.runner.count - before
+        now = (self.runner.count, self.repeated, self.reconciled)
+        result.commands, result.repeated, result.reconciled = (new - old for new, old in zip(now, before, strict=True))
         return result
 
     def trial(self, verb: Verb, fault: Fault, kind: Kind, clean: Clean, *, meddle: Meddle | None = None) -> list[str]:
@@ -92,25 +98,50 @@ class Trials:
         return wrong + self.after(verb, ended.code, engine, clean)
 
     def after(self, verb: Verb, code: int, engine: int | None, clean: Clean) -> list[str]:
-        """Return what is wrong after a verb that met a fault and ended with `code`, and then repeated, and then undone."""
+        """Return what is wrong after a verb that met a fault and ended with `code`, and then repeated, and then undone.
+
+        What comes after depends on nothing but what the host shows: where that is what it was after another fault of
+        this verb's, to the last file and row, and all was well then, it is not done once more.
+        """
         # A full disk is still full when the state is asked for, and a read-only one still read-only.
         seen = self._looked(verb, engine)
-        wrong = seen.wrong
+        wrong = list(seen.wrong)
         self.ground.lift()
+        state = (verb.title, self._state(seen))
+        if code != 0 and not wrong and state in self._good:
+            wrong = self._cleaned() if seen.rows or self.ground.processes() else []
+            self._dirty = bool(wrong) or _host(self.ground.inventory()) != _host(clean.left)
+            return wrong
         if code != 0:
+            self.repeated += 1
             again = self._vmm(verb)
             if again.code != 0 and not (verb.done and re.search(verb.done, again.err, re.DOTALL)):
                 wrong.append(f"repeated: {again.words}")
             seen = self._looked(verb, engine)
             wrong += [f"repeated, then {text}" for text in seen.wrong]
         wrong += _differences("repeated, it differs", clean.final, self._final(seen))
-        left_running = self._cleaned()
+        wrong += self._undone(clean)
+        if not wrong:
+            self._good.add(state)
+        return wrong
+
+    def _undone(self, clean: Clean) -> list[str]:
+        """Delete all; return what is wrong then. What a crash left among the files is for `reconcile` to take away."""
+        wrong = self._cleaned()
         left = self.ground.inventory()
-        # Files are put back before each trial in any case.
-        self._dirty = bool(left_running) or any(
-            left[part] != clean.left[part] for part in left.keys() - {"files", "rows"}
-        )
-        return wrong + left_running + _differences("all deleted, it differs", clean.left, left)
+        if left["files"] != clean.left["files"]:
+            self.reconciled += 1
+            ended = self.runner.run(["reconcile"])
+            wrong += [] if ended.code == 0 else [f"reconcile: {ended.words}"]
+            left = self.ground.inventory()
+        self._dirty = bool(wrong) or _host(left) != _host(clean.left)
+        return wrong + _differences("all deleted, it differs", clean.left, left)
+
+    def _state(self, looked: Looked) -> str:
+        """Return all that the host shows, without what differs from run to run."""
+        shown = [{key: value for key, value in row.items() if key not in _VOLATILE} for row in looked.rows]
+        seen = {**self.ground.inventory(), "records": self.ground.records(), "machines": shown}
+        return steady(json.dumps(seen, sort_keys=True))
 
     def clean(self, verb: Verb) -> tuple[Clean, list[str]]:
         """Return what the verb does without a fault, and what is wrong with that."""
@@ -210,7 +241,10 @@ class Trials:
             return
         before = grounds.BARE if wanted is grounds.SET_UP else grounds.SET_UP
         self._keep(before).back()
-        if wanted is grounds.SET_UP:
+        if wanted is grounds.EMPTY:
+            self._done("create", self.name, *SMALL)
+            self._done("delete", self.name)
+        elif wanted is grounds.SET_UP:
             self._done("setup", "--no-kernel", "--no-image", "--firecracker", paths["firecracker"])
             self._done("kernel", "import", paths["kernel"], "--name", "tiny", "--no-stage1")
             self._done("kernel", "import", paths["kernel"], "--name", "stage1")
@@ -267,7 +301,8 @@ class Trials:
             asked = self.runner.ask("show", self.name)
             if asked.code != 1 or "There is no machine" not in asked.err:
                 wrong.append(f"show of none: {asked.words}")
-        return Looked(rows, wrong + self._untrue_libraries())
+        libraries = verb.argv[0] in ("image", "kernel", "setup", "create")
+        return Looked(rows, wrong + (self._untrue_libraries() if libraries else []))
 
     def _untrue_row(self, row: dict, engines: list[int]) -> list[str]:
         wrong: list[str] = []
@@ -320,6 +355,11 @@ def _last_frame(trace: str) -> str:
     lines = trace.strip().splitlines()
     frames = [line.strip() for line in lines if "/vmm/" in line and line.strip().startswith("File ")]
     return f"{lines[-1]} from {re.sub(r'/.*/vmm/', '', frames[-1]) if frames else 'nowhere'}"
+
+
+def _host(inventory: dict) -> dict:
+    """Return what is not in the data directory, which is put back before each trial in any case."""
+    return {part: what for part, what in inventory.items() if part not in ("files", "rows")}
 
 
 def _differences(when: str, wanted: dict, seen: dict) -> list[str]:

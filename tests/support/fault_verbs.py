@@ -17,6 +17,7 @@ class Ground(StrEnum):
 
     BARE = "nothing at all"
     SET_UP = "Firecracker, a kernel and an image"
+    EMPTY = "the same, and a database"
     LIBRARY = "the same, and another kernel and image that no machine uses"
     CREATED = "a machine that never ran, with a forward, a seed disk and a disk that has grown"
     STOPPED = "a machine that ran once, with a forward"
@@ -46,7 +47,7 @@ VERBS = (
     Verb(
         "create with user data, key and label",
         ("create", NAME, *SMALL, "--user-data", USER_DATA, "--ssh-key", KEY, "--label", "a=b"),
-        Ground.SET_UP,
+        Ground.EMPTY,
         done=r"There is a machine '\S+' already",
     ),
     Verb("start, the host's first", ("start", NAME), Ground.CREATED, cold=True, watched=True),

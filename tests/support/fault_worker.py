@@ -33,14 +33,14 @@ def main() -> None:
     fault_runner.import_vmm()
     runner = fault_runner.Runner(str(ground.root), {name: "NAME", str(directory): "HERE"})
     trials = fault_trial.Trials(ground, runner, fault_stock.stock(directory / "files", library), name)
-    try:
-        for line in sys.stdin:
-            answer = _answer(trials, json.loads(line))
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
-    finally:
-        ground.lift()
-        ground.sweep()
+    with ground.a_neighbour():
+        try:
+            for line in sys.stdin:
+                answers.write(json.dumps(_answer(trials, json.loads(line))) + "\n")
+                answers.flush()
+        finally:
+            ground.lift()
+            ground.sweep()
 
 
 def _answer(trials: fault_trial.Trials, asked: dict) -> object:

@@ -206,8 +206,7 @@ def stocked(stock: Host) -> Iterator[Host]:
 def test_few_open_files(stocked: Host, files: int) -> None:
     worked = try_verbs(stocked, limited(stocked, f"--nofile={files}:{files}"))
     assert worked["list"]
-    # What limits the user's shell does not have to limit what they leave running.
-    assert worked["start"] == (files >= 64)
+    assert worked["start"] or files < 64
 
 
 @pytest.mark.fault(30)
@@ -303,9 +302,9 @@ sys.exit(main())
 YEAR_S = 31556952
 
 
-def at_clock(host: Host, clock: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def at_clock(host: Host, clock: str, *arguments: str, **kwargs) -> subprocess.CompletedProcess[str]:
     environment = {**host.environment, "CLOCK": clock}
-    return host.run(sys.executable, "-c", WRONG_CLOCK, *arguments, check=check, env=environment)
+    return host.run(sys.executable, "-c", WRONG_CLOCK, *arguments, env=environment, **kwargs)
 
 
 @pytest.mark.fault(32)
@@ -339,8 +338,9 @@ def test_timeouts_are_as_long_as_they_say_whatever_the_clock_does(tiny: Host) ->
         (["stop", "m", "--timeout", "1"], "killed"),
     ):
         began = time.monotonic()
-        # Ten years to and fro, at every look at the clock.
-        done = at_clock(tiny, f"{10 * YEAR_S},{-10 * YEAR_S}", *verb, check=False)
+        # Years to and fro, at every look at the clock, and never the same again at every second or third.
+        jumps = ",".join(str(years * YEAR_S) for years in (10, -10, 3, 0, -7))
+        done = at_clock(tiny, jumps, *verb, check=False, timeout=30)
         assert words in done.stdout + done.stderr
         assert 1 <= time.monotonic() - began < 8
     assert tiny.machine("m")["state"] == "stopped"
@@ -413,7 +413,7 @@ def private_body(path: Path) -> str:
 
 def traced(host: Host, trace: Path, *arguments: str) -> str:
     """Run vmm with all that it executes written down, arguments and environments in full; return what it said."""
-    strace = ["strace", "-f", "-q", "-v", "-s", "100000", "-e", "trace=execve", "-o", str(trace)]
+    strace = ["strace", "-I", "1", "-f", "-q", "-v", "-s", "100000", "-e", "trace=execve", "-o", str(trace)]
     argv = [*host.prefix, *strace, *VMM, *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, env=host.environment, text=True, stdout=pipe, stderr=pipe) as process:
@@ -434,6 +434,8 @@ def test_no_secret_is_in_arguments_output_logs_or_the_database(host: Host, tmp_p
     user_data = tmp_path / "user-data"
     user_data.write_text("#cloud-config\npassword: canary-of-the-users-own\n")
     add_tiny(host, tmp_path)
+    host.vmm("create", "broken", *SMALL, "--user-data", str(user_data))
+    (host.data_dir / "images" / "kernels" / "tiny" / "vmlinux").write_bytes(b"\x7fELF but no kernel")
     words = [
         traced(host, tmp_path / "create", "-v", "create", "m", "--engine", "firecracker", "--user-data", str(user_data))
     ]
@@ -466,14 +468,14 @@ def everything_to_say() -> Iterator[list[str]]:
         ["-v", "create", "m"],
         ["-v", "create", "bad", "--user-data", "/nonexistent"],
         ["-v", "set", "m", "--memory", "1G"],
-        ["-v", "delete", "m"],
+        ["-v", "delete", "nosuch"],
         ["-v", "show", "nosuch"],
         ["-v", "console", "m"],
-        ["-v", "start", "m", "--wait", "ssh", "--timeout", "0.5"],
-        ["-v", "stop", "m", "--timeout", "0.5"],
-        ["-v", "exec", "m", "--", "true"],
-        ["-v", "start", "m"],
+        ["-v", "start", "broken"],
+        ["-v", "start", "m", "--wait", "ssh", "--timeout", "0.1"],
         ["-v", "restart", "m", "--force"],
+        ["-v", "stop", "m", "--timeout", "0.1"],
+        ["-v", "exec", "m", "--", "true"],
     )
 
 

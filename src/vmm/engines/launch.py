@@ -11,11 +11,12 @@ from vmm.errors import EngineError, HostError, VmmError
 from vmm.host import identity
 from vmm.host import process as hands
 from vmm.model.engine import BootPlan, EngineStatus
-from vmm.model.machine import ProcessIdentity
-from vmm.model.value import Value
+from vmm.model.value import Value, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+
+    from vmm.model.machine import ProcessIdentity
 
 # The engine's API comes up some 4 ms after exec (lab notes); asking costs a fraction of a millisecond.
 _POLL_S = 0.001
@@ -54,7 +55,7 @@ def spawn_through(plan: BootPlan, detour: Detour, *, marker: str) -> ProcessIden
         process = identity.of(detour.pid(), marker=marker)
         deadline = time.monotonic() + _SOCKET_S
         # One that ended, or is late with its socket, is told by whoever waits for it.
-        while not detour.ready() and time.monotonic() < deadline and identity.is_alive(process):
+        while not detour.ready() and time.monotonic() < deadline and _is_there(process):
             time.sleep(_POLL_S)
     return process
 
@@ -94,19 +95,27 @@ def _told(plan: BootPlan) -> Generator[None]:
 
 
 def await_running(
-    plan: BootPlan, process: ProcessIdentity, *, timeout_s: float, ask: Callable[[float], EngineStatus]
+    plan: BootPlan,
+    process: ProcessIdentity,
+    *,
+    timeout_s: float,
+    ask: Callable[[float], EngineStatus],
+    ready: Callable[[], bool],
 ) -> None:
-    """Return when `ask` (given its time limit in seconds) says running; EngineError has the engine's words."""
+    """Return when `ask` (given its time limit in seconds) says running; EngineError has the engine's words.
+
+    It is asked as soon as its socket is `ready`.
+    """
     deadline = time.monotonic() + timeout_s
     last: VmmError | None = None
     while time.monotonic() < deadline:
-        if plan.socket.exists():
+        if ready():
             try:
                 if ask(min(_ASK_S, deadline - time.monotonic())) is EngineStatus.RUNNING:
                     return _share_socket(plan)
             except EngineError as error:
                 last = error
-        if not identity.is_alive(process) and not _still_becoming(process):
+        if not _is_there(process):
             raise _ended(plan)
         time.sleep(_POLL_S)
     raise EngineError(
@@ -134,11 +143,9 @@ def words(plan: BootPlan) -> str:
     return ""
 
 
-def _still_becoming(process: ProcessIdentity) -> bool:
-    """Whether the child is between fork and exec: alive, but its command line not yet the engine's."""
-    return identity.is_alive(
-        ProcessIdentity(boot_id=process.boot_id, pid=process.pid, start_ticks=process.start_ticks, marker="")
-    )
+def _is_there(process: ProcessIdentity) -> bool:
+    """Whether the process lives, be it between fork and exec: its command line is not yet the engine's, or empty."""
+    return identity.is_alive(process) or identity.is_alive(replace(process, marker=""))
 
 
 def _ended(plan: BootPlan) -> EngineError:

@@ -135,14 +135,25 @@ def _look_at_disk(site: Site, machine: Machine) -> list[Repair]:
 
 
 def _mend_network(site: Site) -> list[Repair]:
+    found = _network_differences(site)
+    if not found:
+        return []
+    site.network.restore()
+    # A tap that is gone is lost to the engine that had it open: only the machine's own restart brings another.
+    stays = set(_network_differences(site))
+    return [Repair(subject="network", what=what, done=what not in stays) for what in found]
+
+
+def _network_differences(site: Site) -> list[str]:
     # What waits for its restart gets its tap and rules with it.
-    live = [
-        seen
-        for record in site.store.machines()
-        if isinstance(record, Machine) and (seen := observed(site, record)).state in LIVE and not is_waiting(seen)
-    ]
-    attached = [(machine.lease, site.store.forwards(machine.name)) for machine in live]
-    found = site.network.differences(attached)
-    if found:
-        site.network.restore()
-    return [Repair(subject="network", what=what) for what in found]
+    records = [record for record in site.store.machines() if isinstance(record, Machine) and not is_waiting(record)]
+    live = [machine for machine in records if observed(site, machine).state in LIVE]
+    found = site.network.differences([(machine.lease, site.store.forwards(machine.name)) for machine in live])
+    # Whoever starts or stops a machine now is at its rules and its tap.
+    at_work = {
+        word
+        for machine in records
+        if machine.state in (MachineState.STARTING, MachineState.STOPPING)
+        for word in (machine.lease.tap, machine.lease.address)
+    }
+    return [what for what in found if at_work.isdisjoint(what.split())]

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import sqlite3
-from contextlib import AbstractContextManager
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, StateError
@@ -232,11 +231,20 @@ class SqliteStore(Value):
             )
             return [row[0] for row in found]
 
-    def lock(self, name: str, *, timeout_s: float = 60.0) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self, name: str, *, timeout_s: float = 60.0) -> Generator[None]:
         """Serialise the verbs on one machine, between processes and threads."""
         from vmm.host import files
 
-        return files.locked(files.confined(self.locks, name), what=f"the machine {name!r}", timeout_s=timeout_s)
+        path = files.confined(self.locks, name)
+        with files.locked(path, what=f"the machine {name!r}", timeout_s=timeout_s):
+            try:
+                yield
+            except NotFoundError:
+                # Of a machine that is not there, a lock is not kept either.
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                raise
 
     @contextlib.contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:

@@ -171,7 +171,7 @@ def test_an_engine_that_ended_before_it_was_ready_is_not_waited_for(
     assert not identity.is_alive(process)
     plan.log.write_text("Error: no KVM\n")
     with pytest.raises(EngineError, match="ended at its start") as caught:
-        launch.await_running(plan, process, timeout_s=5, ask=lambda limit: EngineStatus.RUNNING)
+        launch.await_running(plan, process, timeout_s=5, ask=lambda limit: EngineStatus.RUNNING, ready=plan.socket.exists)
     assert caught.value.details == "Error: no KVM"
 
 
@@ -200,7 +200,7 @@ def test_it_is_asked_until_it_says_running(plan: BootPlan, started: ProcessIdent
         return answer
 
     with listen(plan.socket):
-        launch.await_running(plan, started, timeout_s=5, ask=ask)
+        launch.await_running(plan, started, timeout_s=5, ask=ask, ready=plan.socket.exists)
     assert answers == []
 
 
@@ -214,7 +214,7 @@ def test_one_that_never_runs_is_told_in_time(plan: BootPlan, started: ProcessIde
         listen(plan.socket).close()
     began = time.monotonic()
     with pytest.raises(EngineError, match="did not run its guest within") as caught:
-        launch.await_running(plan, started, timeout_s=0.2, ask=ask)
+        launch.await_running(plan, started, timeout_s=0.2, ask=ask, ready=plan.socket.exists)
     assert time.monotonic() - began < 10
     assert caught.value.details == ("no whole answer" if socket_there else "It said nothing.")
     assert identity.is_alive(started)

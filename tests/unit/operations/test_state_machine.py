@@ -39,6 +39,8 @@ from vmm.operations.stop import delete, stop
 NAMES = st.sampled_from(["a", "b"])
 POLICIES = st.sampled_from(list(RestartPolicy))
 PORTS = st.sampled_from([8080, 8081])
+# The longest command has eleven steps.
+STEPS = st.integers(0, 11)
 DEATHS = st.sampled_from([Killed, KeyboardInterrupt])
 # The last words on a console, by how the engine ended; and under which policy that is followed by a restart.
 ENDS = {
@@ -58,13 +60,16 @@ RESTARTED = {
 ASKED = {"start": True, "stop": False, "kill": False, "delete": False}
 
 
-def is_ended(*verbs: str):
-    """Return the rule that one of these commands is ended before one of its steps."""
+def is_ended(*verbs: str, lives: bool | None = None):
+    """Return the rule that one of these commands is ended before one of its steps, on a machine that lives or not."""
 
-    @precondition(lambda self: self.wanted)
-    @rule(verb=st.sampled_from(verbs), name=NAMES, policy=POLICIES, port=PORTS, step=st.integers(0, 15), death=DEATHS)
-    def is_ended(self, verb, name, policy, port, step, death):
-        self.end(verb, name, policy, port, step, death)
+    def names(self) -> list[str]:
+        return [name for name in sorted(self.wanted) if lives is None or self.lives(name) is lives]
+
+    @precondition(names)
+    @rule(data=st.data(), verb=st.sampled_from(verbs), policy=POLICIES, port=PORTS, step=STEPS, death=DEATHS)
+    def is_ended(self, data, verb, policy, port, step, death):
+        self.end(verb, data.draw(st.sampled_from(names(self))), policy, port, step, death)
 
     return is_ended
 
@@ -147,11 +152,13 @@ class Operations(RuleBasedStateMachine):
         if settle(self.site, name).waits:
             restart_waiting(self.site, name, owner=None)
 
-    @initialize(policies=st.tuples(POLICIES, POLICIES))
-    def there_are_machines_that_run(self, policies: tuple[RestartPolicy, RestartPolicy]) -> None:
+    @initialize(policies=st.tuples(POLICIES, POLICIES), runs=st.booleans())
+    def there_are_machines(self, policies: tuple[RestartPolicy, RestartPolicy], runs: bool) -> None:
         for name, policy in zip("ab", policies, strict=True):
             self.create(name, policy)
-            self.start(name)
+        self.start("a")
+        if runs:
+            self.start("b")
 
     # Rules: what the user does
 
@@ -249,6 +256,10 @@ class Operations(RuleBasedStateMachine):
         self.site.clock.sleep(seconds)
 
     @rule()
+    def someone_flushes_the_firewall(self) -> None:
+        self.site.network.rules.clear()
+
+    @rule()
     def the_host_reboots(self) -> None:
         self.site.processes.reboot()
         self.site.network.taps.clear()
@@ -315,11 +326,11 @@ class Operations(RuleBasedStateMachine):
 
     # Rules: what ends commands
 
-    start_is_ended = is_ended("start")
-    stop_is_ended = is_ended("stop")
-    kill_is_ended = is_ended("kill")
+    start_is_ended = is_ended("start", lives=False)
+    stop_is_ended = is_ended("stop", lives=True)
+    kill_is_ended = is_ended("kill", lives=True)
     delete_is_ended = is_ended("delete")
-    settle_is_ended = is_ended("settle")
+    settle_is_ended = is_ended("settle", lives=False)
     reconcile_is_ended = is_ended("reconcile")
     another_is_ended = is_ended("create", "set", "forward", "unforward")
 
@@ -401,6 +412,7 @@ class Operations(RuleBasedStateMachine):
     def nobody_is_unknown(self) -> None:
         records = self.records()
         assert records.keys() == self.wanted.keys()
+        assert self.site.files.made <= records.keys(), "a disk that nobody knows"
         known = [process for machine in records.values() for process in self.engines(machine)]
         assert sorted(process.pid for process in known) == sorted(self.site.processes.running)
 

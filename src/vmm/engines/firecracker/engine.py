@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from vmm import TYPE_CHECKING
 from vmm.engines import launch
 from vmm.engines.firecracker.configuration import configuration
 from vmm.errors import EngineError
@@ -14,6 +15,9 @@ from vmm.host import files
 from vmm.model.engine import BootPlan, EngineFeatures, EngineStatus
 from vmm.model.machine import EngineName, ProcessIdentity
 from vmm.model.value import Value
+
+if TYPE_CHECKING:
+    from vmm.engines.firecracker.jail import Jail
 
 _KVM = Path("/dev/kvm")
 _STATUS = {
@@ -64,7 +68,7 @@ class FirecrackerEngine(Value):
 
         jailer = self.binary.with_name("jailer")
         _refuse_missing(jailer, "Firecracker's jailer", f"sudo vmm setup --force; or: vmm set {plan.name} --no-jail")
-        jail = jailing.Jail(base=jails, program=self.binary.resolve(), id=plan.id)
+        jail = self._jail(plan, jails)
         detour = launch.Detour(
             prepare=lambda: jailing.build(jail, plan),
             argv=lambda: jailing.arguments(jail, plan, jailer=jailer),
@@ -95,8 +99,22 @@ class FirecrackerEngine(Value):
 
     def await_running(self, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float) -> None:
         launch.await_running(
-            plan, process, timeout_s=timeout_s, ask=lambda limit: self.status(plan.socket, timeout_s=limit)
+            plan,
+            process,
+            timeout_s=timeout_s,
+            ask=lambda limit: self.status(plan.socket, timeout_s=limit),
+            ready=lambda: plan.socket.exists() or (plan.jails is not None and self._expose(plan, plan.jails)),
         )
+
+    def _expose(self, plan: BootPlan, jails: Path) -> bool:
+        from vmm.engines.firecracker import jail as jailing
+
+        return jailing.expose(self._jail(plan, jails), plan)
+
+    def _jail(self, plan: BootPlan, jails: Path) -> Jail:
+        from vmm.engines.firecracker import jail as jailing
+
+        return jailing.Jail(base=jails, program=self.binary.resolve(), id=plan.id)
 
     def status(self, socket: Path, *, timeout_s: float = 2.0) -> EngineStatus:
         # Its API is asked once the process is on its way: what it takes to import that passes while it starts.

@@ -71,7 +71,11 @@ class QemuEngine(Value):
 
     def await_running(self, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float) -> None:
         launch.await_running(
-            plan, process, timeout_s=timeout_s, ask=lambda limit: self.status(plan.socket, timeout_s=limit)
+            plan,
+            process,
+            timeout_s=timeout_s,
+            ask=lambda limit: self.status(plan.socket, timeout_s=limit),
+            ready=plan.socket.exists,
         )
 
     def status(self, socket: Path, *, timeout_s: float = 2.0) -> EngineStatus:
