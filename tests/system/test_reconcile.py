@@ -242,84 +242,6 @@ def test_what_was_removed_by_hand_is_told_and_keeps_nothing_else_from_running(la
     assert_in_order(lab)
 
 
-HANDLE = "nft -a list chain ip vmm forward | sed -n '/169.254/s/.*# handle //p'"
-DAMAGES = {
-    "the whole ruleset flushed": ["nft flush ruleset"],
-    "one table deleted": ["nft delete table ip vmm"],
-    "the other table deleted": ["nft delete table bridge vmm"],
-    "the bridge deleted": ["ip link del vmm-br0"],
-    "the bridge down": ["ip link set vmm-br0 down"],
-    "the bridge without its address": ["ip addr flush dev vmm-br0"],
-    "a machine taken out of the rules": ["nft delete element ip vmm machines { 172.16.0.2 }"],
-    "a sender taken out": ["nft flush set bridge vmm senders"],
-    "a forward taken out": ["nft flush map ip vmm ports_at"],
-    "a stranger among the machines": ["nft add element ip vmm machines { 172.16.99.99 }"],
-    "a stranger's forward": ["nft add element ip vmm ports { tcp . 99 : 172.16.0.2 . 99 }"],
-    "a chain emptied": ["nft flush chain ip vmm forward"],
-    "a rule added": ["nft insert rule ip vmm forward accept"],
-    "a rule replaced by another": [f"nft replace rule ip vmm forward handle $({HANDLE}) ip saddr 172.16.0.2 accept"],
-    "all at once": ["nft flush ruleset", "ip link del vmm-br0"],
-}
-
-
-@pytest.fixture(scope="module")
-def two(stocked: Host) -> Iterator[Host]:
-    """Two machines that run, one of them with forwards; and rules and a bridge of someone else's."""
-    stocked.run("ip", "link", "add", "other0", "type", "bridge")
-    for name in ("one", "two"):
-        stocked.vmm("create", name, *SMALL)
-    stocked.vmm("port-forward", "add", "one", "127.0.0.1:8080:80")
-    stocked.vmm("port-forward", "add", "one", "5353:53/udp")
-    for name in ("one", "two"):
-        stocked.start(name)
-    yield stocked
-    stocked.vmm("delete", "--all", "--force")
-    stocked.run("nft", "flush", "ruleset")
-    stocked.run("ip", "link", "del", "other0")
-    stocked.vmm("teardown")
-
-
-def surroundings(host: Host) -> tuple[str, str, str]:
-    """Return how the machines' network looks, and what is someone else's."""
-    taps = sorted(line.split("link/")[0].partition(": ")[2] for line in host.links().splitlines() if "vmm-ac" in line)
-    bridge = [line for line in host.run("ip", "-o", "-4", "addr", "show", "vmm-br0").stdout.split() if "/" in line]
-    others = rules(host, "other") + host.run("ip", "-o", "-d", "link", "show", "other0").stdout
-    return rules(host), f"{taps} {bridge}", others
-
-
-@pytest.mark.fault(29)
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_network_is_restored_and_what_is_others_is_left_alone(two: Host, damage: str) -> None:
-    pids = {row["name"]: row["pid"] for row in two.json("list")}
-    two.run("nft", "-f", "-", input=FOREIGN)
-    before = surroundings(two)
-    for command in DAMAGES[damage]:
-        two.run("sh", "-ec", command)
-    # A flush takes what is others' too; they come back with it as they please.
-    if "flush ruleset" in DAMAGES[damage][0]:
-        two.run("nft", "-f", "-", input=FOREIGN)
-    found = reconciled(two)
-    assert found, "nobody noticed"
-    assert {(repair["subject"], repair["done"]) for repair in found} == {("network", True)}
-    now = surroundings(two)
-    import difflib; print("\n".join(difflib.unified_diff("".join(before).splitlines(), "".join(now).splitlines())))
-    assert now == before
-    assert_in_order(two)
-    assert {row["name"]: row["pid"] for row in two.json("list")} == pids
-
-
-@pytest.mark.fault(29)
-def test_a_firewall_that_begins_to_drop_is_noticed(two: Host) -> None:
-    two.run("iptables", "-P", "FORWARD", "DROP")
-    try:
-        assert reconciled(two)
-        assert "-A FORWARD -i vmm-br0" in two.run("iptables", "-S", "FORWARD").stdout
-        assert_in_order(two)
-    finally:
-        two.run("iptables", "-P", "FORWARD", "ACCEPT")
-        two.run("iptables", "-F", "FORWARD")
-
-
 @pytest.mark.fault(29)
 def test_a_tap_that_is_gone_is_no_ones_to_mend_but_its_machines_restart(lab: Host) -> None:
     lab.vmm("create", "m", *SMALL)
@@ -449,3 +371,79 @@ def test_reconciles_at_once_with_each_other_and_with_starts_and_stops_are_in_no_
         table = rules(lab)
         for row in lab.json("list"):
             assert (row["tap_device"] in table) == (row["state"] == "running"), row["name"]
+
+
+HANDLE = "nft -a list chain ip vmm forward | sed -n '/169.254/s/.*# handle //p'"
+DAMAGES = {
+    "the whole ruleset flushed": ["nft flush ruleset"],
+    "one table deleted": ["nft delete table ip vmm"],
+    "the other table deleted": ["nft delete table bridge vmm"],
+    "the bridge deleted": ["ip link del vmm-br0"],
+    "the bridge down": ["ip link set vmm-br0 down"],
+    "the bridge without its address": ["ip addr flush dev vmm-br0"],
+    "a machine taken out of the rules": ["nft delete element ip vmm machines { 172.16.0.2 }"],
+    "a sender taken out": ["nft flush set bridge vmm senders"],
+    "a forward taken out": ["nft flush map ip vmm ports_at"],
+    "a stranger among the machines": ["nft add element ip vmm machines { 172.16.99.99 }"],
+    "a stranger's forward": ["nft add element ip vmm ports { tcp . 99 : 172.16.0.2 . 99 }"],
+    "a chain emptied": ["nft flush chain ip vmm forward"],
+    "a rule added": ["nft insert rule ip vmm forward accept"],
+    "a rule replaced by another": [f"nft replace rule ip vmm forward handle $({HANDLE}) ip saddr 172.16.0.2 accept"],
+    "all at once": ["nft flush ruleset", "ip link del vmm-br0"],
+}
+
+
+@pytest.fixture(scope="module")
+def two(stocked: Host) -> Iterator[Host]:
+    """Two machines that run, one of them with forwards; and rules and a bridge of someone else's."""
+    stocked.run("ip", "link", "add", "other0", "type", "bridge")
+    for name in ("one", "two"):
+        stocked.vmm("create", name, *SMALL)
+    stocked.vmm("port-forward", "add", "one", "127.0.0.1:8080:80")
+    stocked.vmm("port-forward", "add", "one", "5353:53/udp")
+    for name in ("one", "two"):
+        stocked.start(name)
+    yield stocked
+    stocked.vmm("delete", "--all", "--force")
+    stocked.run("nft", "flush", "ruleset")
+    stocked.run("ip", "link", "del", "other0")
+    stocked.vmm("teardown")
+
+
+def surroundings(host: Host) -> tuple[str, str, str]:
+    """Return how the machines' network looks, and what is someone else's."""
+    taps = sorted(line.split("link/")[0].partition(": ")[2] for line in host.links().splitlines() if "vmm-ac" in line)
+    bridge = [line for line in host.run("ip", "-o", "-4", "addr", "show", "vmm-br0").stdout.split() if "/" in line]
+    others = rules(host, "other") + host.run("ip", "-o", "-d", "link", "show", "other0").stdout
+    return rules(host), f"{taps} {bridge}", others
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_network_is_restored_and_what_is_others_is_left_alone(two: Host, damage: str) -> None:
+    pids = {row["name"]: row["pid"] for row in two.json("list")}
+    two.run("nft", "-f", "-", input=FOREIGN)
+    before = surroundings(two)
+    for command in DAMAGES[damage]:
+        two.run("sh", "-ec", command)
+    # A flush takes what is others' too; they come back with it as they please.
+    if "flush ruleset" in DAMAGES[damage][0]:
+        two.run("nft", "-f", "-", input=FOREIGN)
+    found = reconciled(two)
+    assert found, "nobody noticed"
+    assert {(repair["subject"], repair["done"]) for repair in found} == {("network", True)}
+    assert surroundings(two) == before
+    assert_in_order(two)
+    assert {row["name"]: row["pid"] for row in two.json("list")} == pids
+
+
+@pytest.mark.fault(29)
+def test_a_firewall_that_begins_to_drop_is_noticed(two: Host) -> None:
+    two.run("iptables", "-P", "FORWARD", "DROP")
+    try:
+        assert reconciled(two)
+        assert "-A FORWARD -i vmm-br0" in two.run("iptables", "-S", "FORWARD").stdout
+        assert_in_order(two)
+    finally:
+        two.run("iptables", "-P", "FORWARD", "ACCEPT")
+        two.run("iptables", "-F", "FORWARD")

@@ -111,6 +111,15 @@ def copy_disk(source: Path, destination: Path, *, size_mib: int, mode: int = 0o6
             temporary.unlink(missing_ok=True)
 
 
+def flush_directory(path: Path) -> None:
+    """Bring the names in a directory to disk: a rename alone is only in memory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def remove_tree(path: Path, *, unmount: bool = False) -> None:
     """Remove a directory and all below it, never following a link and never crossing a mount; none is no error.
 

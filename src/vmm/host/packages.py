@@ -23,6 +23,8 @@ PROGRAMS: dict[str, str] = {
     "dpkg-deb": "dpkg",
     "lz4": "lz4",
     "zstd": "zstd",
+    "xz": "xz-utils",
+    "bzip2": "bzip2",
     "xorriso": "xorriso",
     **({_QEMU[platform.machine()][0]: _QEMU[platform.machine()][1]} if platform.machine() in _QEMU else {}),
 }

@@ -18,39 +18,30 @@ if TYPE_CHECKING:
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
 
-def flush_directory(path: Path) -> None:
-    """Bring the names in a directory to disk: a rename alone is only in memory."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def make_directory(path: Path) -> None:
     """Make a directory and those above it; the names of all that were missing are on disk when this ends."""
     missing = [each for each in (path, *path.parents) if not each.exists()]
     files.make_dir(path)
     for each in missing:
-        flush_directory(each.parent)
+        files.flush_directory(each.parent)
 
 
 def put_in_place(new: Path, place: Path) -> None:
     """Give the directory `new`, whose files are on disk, the name `place`; what stood there gets the name of `new`."""
-    flush_directory(new)
+    files.flush_directory(new)
     if not place.exists():
         new.rename(place)
     elif not _exchanged(new, place):
         # A file system that cannot: between these two lines there is neither.
         place.rename(new.with_name("old"))
         new.rename(place)
-    flush_directory(place.parent)
+    files.flush_directory(place.parent)
 
 
 def take_away(place: Path, away: Path) -> None:
     """Give a directory another name; after a power loss it is there whole or gone, never without some of its files."""
     place.rename(away)
-    flush_directory(place.parent)
+    files.flush_directory(place.parent)
 
 
 @contextlib.contextmanager

@@ -281,6 +281,8 @@ class SqliteStore(Value):
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
         try:
             connection.execute("PRAGMA foreign_keys = ON")
+            # In DELETE mode a commit is the journal's end; only EXTRA brings that to disk as well.
+            connection.execute("PRAGMA synchronous = EXTRA")
             version = schema.read_version(connection, str(self.path))
             if version != schema.VERSION:
                 if version > 0:

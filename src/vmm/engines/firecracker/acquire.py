@@ -251,13 +251,4 @@ def _install(found: Mapping[str, Path], destination: Path, *, version: str, sour
     facts = {"version": version, "source": source, "sha256": digests}
     files.write_atomic(destination / "firecracker.json", json.dumps(facts, indent=2) + "\n")
     for directory in (destination, destination.parent):
-        _flush_directory(directory)
-
-
-def _flush_directory(path: Path) -> None:
-    """Bring the names in a directory to disk: a rename alone is only in memory."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        files.flush_directory(directory)
