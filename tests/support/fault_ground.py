@@ -50,7 +50,7 @@ def enter(namespace: str, root: Path) -> None:
         _checked(_libc.setns(there.fileno(), _CLONE_NEWNET), "setns")
     _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE, None)
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     _mount("tmpfs", str(root), "tmpfs", 0, f"{ROOM},mode=755")
 
 
@@ -183,13 +183,11 @@ class Ground:
                 found = [line for line in connection.iterdump() if not _HISTORY_ROWS.match(line)]
         return _NUMBERS.sub("N", failpoints.steady("\n".join(found)))
 
-    def note_ids(self) -> None:
+    def ids_now(self) -> set[str]:
+        """Return the ids of the machines that are recorded now."""
         path = self.root / "state" / "vmm.db"
-        with (
-            contextlib.suppress(sqlite3.Error),
-            contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as c,
-        ):
-            self.ids |= {row[0] for row in c.execute("SELECT id FROM machines")}
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            return {row[0] for row in connection.execute("SELECT id FROM machines")}
 
     def mounts(self) -> list[str]:
         points = [line.split(" ")[1] for line in _mounts()]

@@ -260,7 +260,8 @@ class Trials:
             if not created:
                 self._done("start", self.name)
                 self._done("stop", self.name, "--force")
-        self.ground.note_ids()
+        if wanted not in (grounds.SET_UP, grounds.LIBRARY):
+            self.ground.ids |= self.ground.ids_now()
 
     def _final(self, looked: Looked) -> dict[str, object]:
         """Return what the host shows after a verb; a temporary file that a crash left may wait for the end."""

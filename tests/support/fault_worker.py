@@ -79,12 +79,9 @@ def _leave_rules(_trials: fault_trial.Trials) -> None:
     subprocess.run(["nft", "add", "table", "ip", "other"], check=True)
 
 
-def _say_it_runs(trials: fault_trial.Trials) -> None:
-    with contextlib.closing(sqlite3.connect(trials.ground.root / "state" / "vmm.db")) as connection:
-        connection.execute(
-            "UPDATE machines SET state = 'paused', marker = 'none', pid = 1, start_ticks = 0, boot_id = ''"
-        )
-        connection.commit()
+def _leave_an_engine(trials: fault_trial.Trials) -> None:
+    (identity,) = trials.ground.ids_now()
+    subprocess.Popen([identity, "30"], executable="/bin/sleep", start_new_session=True)
 
 
 def _lose_the_row(trials: fault_trial.Trials) -> None:
@@ -99,7 +96,7 @@ _MEDDLING = {
     "a tap": _leave_a_tap,
     "a file": _leave_a_file,
     "rules": _leave_rules,
-    "a false state": _say_it_runs,
+    "an engine": _leave_an_engine,
     "a lost row": _lose_the_row,
 }
 

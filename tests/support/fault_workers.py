@@ -70,24 +70,31 @@ def a_table(cells: Iterable[Cell], directory: Path, *, workers: int) -> Iterator
 
 def _work(host: Host, directory: Path, waiting: "queue.SimpleQueue[Cell]", table: Table) -> None:
     argv = [sys.executable, str(_WORKER), host.namespace, str(directory), str(LIBRARY.resolve())]
-    with subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as worker:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        assert worker.stderr is not None
-        with contextlib.suppress(queue.Empty):
-            while True:
-                cell = waiting.get_nowait()
-                future = table.cells[cell]
-                if not future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    worker.stdin.write(json.dumps({"verb": cell[0], "mode": cell[1]}) + "\n")
-                    worker.stdin.flush()
-                    future.set_result(json.loads(worker.stdout.readline()))
-                except (OSError, ValueError):
-                    worker.kill()
-                    future.set_exception(AssertionError(f"the worker has ended: {worker.stderr.read()[-3000:]}"))
-                    return
-        worker.stdin.close()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as worker:
+        ask, told, wrong = worker.stdin, worker.stdout, worker.stderr
+        assert ask is not None
+        assert told is not None
+        assert wrong is not None
+        for cell in _taken(waiting):
+            future = table.cells[cell]
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                ask.write(json.dumps({"verb": cell[0], "mode": cell[1]}) + "\n")
+                ask.flush()
+                future.set_result(json.loads(told.readline()))
+            except (OSError, ValueError):
+                worker.kill()
+                ended = AssertionError(f"the worker has ended: {wrong.read()[-3000:]}")
+                future.set_exception(ended)
+                # One that cannot go on is a fault of the table itself: nobody waits for the others.
+                for other in _taken(waiting):
+                    table.cells[other].set_exception(ended)
+        ask.close()
+
+
+def _taken(waiting: "queue.SimpleQueue[Cell]") -> Iterator[Cell]:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            yield waiting.get_nowait()

@@ -201,16 +201,30 @@ class FakeNetwork:
     log: Journal
     running: Callable[[], Sequence[tuple[Lease, Sequence[PortForward]]]]
     taps: dict[str, int] = field(default_factory=dict)  # tap -> the user id that may open it
-    rules: dict[str, frozenset] = field(default_factory=dict)  # address -> the forwards in force
+    # What the firewall holds: addresses of machines, and forwards each with the address that it leads to.
+    admitted: set[str] = field(default_factory=set)
+    ports: set[tuple[str, PortForward]] = field(default_factory=set)
     bound: bool = False
     fails: Exception | None = None
+
+    @property
+    def rules(self) -> dict[str, frozenset[PortForward]]:
+        """What is in force, by address."""
+        addresses = self.admitted | {address for address, _ in self.ports}
+        return {address: frozenset(f for where, f in self.ports if where == address) for address in addresses}
+
+    def flush(self) -> None:
+        """Do what another tool does to the tables."""
+        self.admitted.clear()
+        self.ports.clear()
 
     @contextlib.contextmanager
     def attaching(self, lease, forwards, *, uid: int = 0) -> Iterator[None]:
         self.log.do(f"attach {lease.tap}")
         if self.fails:
             raise self.fails
-        self.rules[lease.address] = frozenset(forwards)
+        self.admitted.add(lease.address)
+        self.ports |= {(lease.address, forward) for forward in forwards}
         yield
         self.log.do(f"tap {lease.tap}")
         self.taps[lease.tap] = uid
@@ -219,28 +233,34 @@ class FakeNetwork:
         self.log.do(f"detach {lease.tap}")
         self.taps.pop(lease.tap, None)
         self.log.step()
-        self.rules.pop(lease.address, None)
+        self.admitted.discard(lease.address)
+        # Those that it is told of: a firewall does not know whose the others are.
+        self.ports -= {(lease.address, forward) for forward in forwards}
 
     def open_forward(self, lease, forward) -> None:
         self.log.do(f"open {forward.host_port}")
         if self.fails:
             raise self.fails
-        self.rules[lease.address] = self.rules.get(lease.address, frozenset()) | {forward}
+        self.ports.add((lease.address, forward))
 
     def close_forward(self, lease, forward) -> None:
         self.log.do(f"close {forward.host_port}")
-        self.rules[lease.address] = self.rules.get(lease.address, frozenset()) - {forward}
+        self.ports.discard((lease.address, forward))
 
     def restore(self) -> None:
         self.log.do("restore network")
-        self.rules = {lease.address: frozenset(forwards) for lease, forwards in self.running()}
+        self.admitted = {lease.address for lease, _ in self.running()}
+        self.ports = {(lease.address, forward) for lease, forwards in self.running() for forward in forwards}
 
     def differences(self, attached) -> list[str]:
-        wanted = {lease.address: frozenset(forwards) for lease, forwards in attached}
-        found = [f"{address} was not in machines" for address in sorted(wanted.keys() - self.rules)]
-        found += [f"{address} was left in machines" for address in sorted(self.rules.keys() - wanted)]
-        both = wanted.keys() & self.rules
-        return found + [f"ports of {address} differed" for address in both if wanted[address] != self.rules[address]]
+        admitted = {lease.address for lease, _ in attached}
+        ports = {(lease.address, forward) for lease, forwards in attached for forward in forwards}
+        found = [f"{address} was not in machines" for address in sorted(admitted - self.admitted)]
+        found += [f"{address} was left in machines" for address in sorted(self.admitted - admitted)]
+        found += [f"{forward.host_port} of {address} was not in ports" for address, forward in ports - self.ports]
+        return found + [
+            f"{forward.host_port} of {address} was left in ports" for address, forward in self.ports - ports
+        ]
 
     def remove_tap(self, tap: str) -> bool:
         if tap not in self.taps:
@@ -257,6 +277,7 @@ class FakeNetwork:
 class FakeEngine:
     log: Journal
     processes: FakeProcesses
+    consoles: dict[str, str]
     plans: list[BootPlan] = field(default_factory=list)
     jails: set[str] = field(default_factory=set)
     sockets: set[Path] = field(default_factory=set)
@@ -294,6 +315,7 @@ class FakeEngine:
     def press_power_button(self, socket) -> bool:
         self.log.do("button")
         if self.honours_button:
+            self.consoles[self.plans[-1].name] = "reboot: Restarting system"
             self.processes.end(self.processes.running[max(self.processes.running)])
         return True
 
@@ -313,8 +335,9 @@ class FakeFiles:
     said: Journal
     root: Path
     sockets: set[Path]
+    consoles: dict[str, str]
     made: set[str] = field(default_factory=set)
-    consoles: dict[str, str] = field(default_factory=dict)
+    described: dict[str, list[PortForward]] = field(default_factory=dict)
     fails: BaseException | None = None
 
     def make(self, machine, image) -> None:
@@ -331,7 +354,8 @@ class FakeFiles:
         self.made.discard(name)
 
     def describe(self, machine, forwards) -> None:
-        self.said.do(f"describe {machine.name} {[forward.host_port for forward in forwards]}")
+        self.said.step()
+        self.described[machine.name] = list(forwards)
 
     def grow(self, name: str, disk_mib: int) -> None:
         self.said.do(f"grow {name} {disk_mib}")
@@ -380,7 +404,9 @@ class FakeFiles:
 class FakeGuest:
     log: Journal
     processes: FakeProcesses
+    consoles: dict[str, str]
     obeys: bool = False
+    ends_meanwhile: bool = False  # someone else ends its engine while it is asked
     deaf: int = 0  # how many times it does not hear
     fails: Exception | None = None
 
@@ -397,6 +423,8 @@ class FakeGuest:
             self.deaf -= 1
             return False
         if self.obeys:
+            self.consoles[machine.name] = "reboot: Restarting system" if reboot else "reboot: Power down"
+        if self.obeys or self.ends_meanwhile:
             self.processes.end(machine.process)
         return self.obeys
 
@@ -451,9 +479,10 @@ class FakeSite:
         self.processes = FakeProcesses(self.log, clock)
         # What a firewall that must be rendered is rendered from is decided where everything is wired.
         self.network = FakeNetwork(self.log, lambda: HostSite.running_leases(self))  # type: ignore[arg-type]
-        self.the_engine = FakeEngine(self.log, self.processes)
-        self.files = FakeFiles(self.log, root, self.the_engine.sockets)
-        self.guest = FakeGuest(self.log, self.processes)
+        consoles: dict[str, str] = {}
+        self.the_engine = FakeEngine(self.log, self.processes, consoles)
+        self.files = FakeFiles(self.log, root, self.the_engine.sockets, consoles)
+        self.guest = FakeGuest(self.log, self.processes, consoles)
         times = {"created_at": "2026-01-01T00:00:00Z", "sha256": "0", "source": "test"}
         image = Image(name="default", path=root / "image", size_mib=512, **times)
         kernel = Kernel(name="default", path=root / "vmlinux", stage1=root / "stage1", version="6", **times)

@@ -73,7 +73,7 @@ def test_the_table_sees_what_is_wrong(table: Table) -> None:
         "a tap": "links vmm-ac10ffff",
         "a file": "files bin/.firecracker.",
         "rules": "rules",
-        "a false state": "list says",
+        "an engine": "list says stopped (None), its engines are",
         "a lost row": "repeated",
         "no boundary": "the failpoint was never reached",
     }.items():

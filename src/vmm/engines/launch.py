@@ -135,9 +135,11 @@ def _share_socket(plan: BootPlan) -> None:
 def words(plan: BootPlan) -> str:
     """Return the end of the engine's log, or of the console where an engine that failed early writes too."""
     for path in (plan.log, plan.console):
-        with contextlib.suppress(OSError):
-            # A console holds earlier boots too, each behind its mark.
-            text = path.read_bytes()[-_WORDS_BYTES:].decode(errors="replace").rpartition(" ===\n")[2].strip()
+        with contextlib.suppress(OSError), path.open("rb") as stream:
+            # What an engine may write, it may also make as large as it likes. A console holds earlier boots too, each
+            # behind its mark.
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _WORDS_BYTES))
+            text = stream.read(_WORDS_BYTES).decode(errors="replace").rpartition(" ===\n")[2].strip()
             if text:
                 return text
     return ""

@@ -221,9 +221,9 @@ def put_in_place(draft: Path, database: Path) -> Path | None:
                 if kept is not None:
                     os.link(beside, kept.with_name(kept.name + companion))
                 beside.unlink()
-        _flush(database.parent)
+        files.flush_directory(database.parent)
         draft.replace(database)
-        _flush(database.parent)
+        files.flush_directory(database.parent)
     return kept
 
 
@@ -241,7 +241,7 @@ def _copy(connection: sqlite3.Connection, path: Path, *, prefix: str) -> Path:
         # SQLite flushes no copy that it makes by VACUUM INTO.
         _flush(partial)
         partial.replace(copy)
-        _flush(directory)
+        files.flush_directory(directory)
     by_hand = prefix == "vmm-"
     for old in [found for found in copies(path) if found.by_hand is by_hand][MOST:]:
         old.path.unlink(missing_ok=True)

@@ -205,13 +205,15 @@ def test_rules_that_someone_removed(site: FakeSite) -> None:
         running(site, name)
         add_forward(site, forward(name, port))
     stop(site, "c", force=True)
-    site.network.rules.clear()
-    site.network.rules["172.16.9.9"] = frozenset()
-    found = told(reconcile(site))
+    site.network.flush()
+    site.network.admitted.add("172.16.9.9")
+    found = sorted(told(reconcile(site)))
     assert found == [
         ("network", "172.16.0.2 was not in machines", True),
         ("network", "172.16.0.3 was not in machines", True),
         ("network", "172.16.9.9 was left in machines", True),
+        ("network", "8080 of 172.16.0.2 was not in ports", True),
+        ("network", "8081 of 172.16.0.3 was not in ports", True),
     ]
     assert site.network.rules == {
         "172.16.0.2": frozenset({forward("a", 8080)}),
@@ -228,7 +230,7 @@ def test_what_waits_has_no_rules_until_it_is_started(site: FakeSite) -> None:
     assert site.network.rules == {}
     assert reconcile(site) == ()
     # Also where the whole firewall is rendered anew.
-    site.network.rules["172.16.9.9"] = frozenset()
+    site.network.admitted.add("172.16.9.9")
     assert len(reconcile(site)) == 1
     assert site.network.rules == {}
 
@@ -251,7 +253,7 @@ def test_a_host_that_was_rebooted(site: FakeSite) -> None:
     made(site, "new")
     site.processes.reboot()
     site.network.taps.clear()
-    site.network.rules.clear()
+    site.network.flush()
     foreign = [site.processes.exec("/usr/bin/someone-else") for _ in range(5)]
     assert {process.pid for process in foreign} >= {42, 43, 44}
     found = reconcile(site)

@@ -110,6 +110,27 @@ def test_a_stop_that_was_ended_after_the_engine_has_stopped_the_machine(site: Fa
     assert settle(site, "m").machine.state is MachineState.STOPPED
 
 
+@pytest.mark.parametrize(("end", "policy"), list(product(ENDS, RestartPolicy)))
+def test_what_a_supervisor_of_its_user_owns_is_its_supervisors_to_restart(
+    site: FakeSite, end: str, policy: RestartPolicy
+) -> None:
+    """Who is told by the exit code of `start --foreground`; but a guest that reboots goes on."""
+    made(site, restart=policy)
+    start(site, "m", Mode(owner=Owner.FOREGROUND))
+    ended(site, end)
+    found = settle(site, "m")
+    assert found.waits is (end == "reboot")
+    if end != "reboot":
+        assert found.machine.state is ENDS[end][1]
+
+
+def test_a_supervisor_that_saw_the_want_of_memory_is_believed(site: FakeSite) -> None:
+    """systemd has removed the unit's cgroup before anyone else could look into it."""
+    running(site)
+    ended(site, "crash")
+    assert "--memory-limit" in str(settle(site, "m", out_of_memory=True).machine.reason)
+
+
 def test_what_runs_or_stands_is_left_as_it_is(site: FakeSite) -> None:
     before = running(site, restart=ALWAYS)
     assert settle(site, "m").end is None

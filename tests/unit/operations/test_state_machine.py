@@ -235,11 +235,11 @@ class Operations(RuleBasedStateMachine):
             with pytest.raises(ConflictError):
                 self.command(lambda: add_forward(self.site, forward(name, port)))
             self.command(lambda: remove_forward(self.site, taken[port]))
-            assert all(taken[port] not in rules for rules in self.site.network.rules.values())
+            assert port not in {known.host_port for _, known in self.site.network.ports}, "it is open still"
         else:
             self.command(lambda: add_forward(self.site, forward(name, port)))
             if self.lives(name) and observed(self.site, self.records()[name]).state is MachineState.RUNNING:
-                assert forward(name, port) in self.site.network.rules[self.records()[name].lease.address]
+                assert (self.records()[name].lease.address, forward(name, port)) in self.site.network.ports
 
     # Rules: what happens to the user
 
@@ -257,13 +257,13 @@ class Operations(RuleBasedStateMachine):
 
     @rule()
     def someone_flushes_the_firewall(self) -> None:
-        self.site.network.rules.clear()
+        self.site.network.flush()
 
     @rule()
     def the_host_reboots(self) -> None:
         self.site.processes.reboot()
         self.site.network.taps.clear()
-        self.site.network.rules.clear()
+        self.site.network.flush()
 
     @precondition(lambda self: self.wanted)
     @rule(name=NAMES, restart=st.booleans())

@@ -210,6 +210,16 @@ def test_a_guest_that_does_not_listen_is_killed_in_time(site: FakeSite) -> None:
     assert "kill 42" in site.log
 
 
+def test_an_engine_that_someone_else_ended_meanwhile_is_not_called_a_shutdown(site: FakeSite) -> None:
+    """A supervisor that ends a whole cgroup: what the guest had not written is lost."""
+    running(site)
+    site.guest.ends_meanwhile = True
+    stopped = stop(site, "m")
+    assert stopped.method is StopMethod.GONE
+    assert stopped.machine.state is MachineState.STOPPED
+    assert "grown m" not in site.log
+
+
 def test_force_asks_nobody(site: FakeSite) -> None:
     running(site)
     assert stop(site, "m", force=True).method is StopMethod.KILLED
@@ -332,8 +342,19 @@ def test_a_forward_is_remembered_and_in_force_only_while_the_machine_runs(site: 
     remove_forward(site, forward(8081))
     assert site.log[-1] == "close 8081"
     assert list_forwards(site, "m") == (forward(),)
+    # Beside the disk as well, for the day the database is lost.
+    assert site.files.described["m"] == [forward()]
     with pytest.raises(NotFoundError, match="no forward"):
         remove_forward(site, forward(9))
+
+
+def test_a_forward_that_is_removed_is_out_of_force_whatever_has_become_of_the_machine(site: FakeSite) -> None:
+    """Its engine has ended, and nobody has noticed: once it is forgotten, nobody would close it any more."""
+    running(site)
+    add_forward(site, forward())
+    end_engine(site)
+    remove_forward(site, forward())
+    assert site.network.ports == set()
 
 
 def test_a_forward_that_cannot_be_opened_is_not_remembered(site: FakeSite) -> None:

@@ -9,6 +9,8 @@ import click
 from vmm.cli.options import Command, machine_argument, settings
 
 _POLL_S = 0.2
+# Consoles turn over at half of this.
+_MOST_BYTES = 16 * 1024 * 1024
 # All of C0 but tab, newline and carriage return, and DEL: a guest must not drive the terminal of who looks at it.
 _UNSAFE = {code: None for code in (*range(32), 127, *range(128, 160)) if code not in (9, 10, 13)}
 
@@ -47,14 +49,22 @@ def console_command(name: str, full: bool, follow: bool, lines: int, raw: bool) 
 
 def _show(path: Path, older: Path, lines: int | None, *, raw: bool) -> int:
     """Show the end of a console, or with None for `lines` all of it; return the size of the part that still grows."""
-    data = path.read_bytes()
-    before = older.read_bytes() if older.exists() else b""
+    size, data = _tail(path)
+    before = _tail(older)[1] if older.exists() else b""
     # Whole lines only are counted; what the guest has not ended yet belongs to the last.
     text = (before + data).decode(errors="replace")
     if lines is not None:
         text = "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
     click.echo(text if raw else text.translate(_UNSAFE), nl=False)
-    return len(data)
+    return size
+
+
+def _tail(path: Path) -> tuple[int, bytes]:
+    """Return a file's size and its newest part: an engine may make what it writes to as large as it likes."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - _MOST_BYTES))
+        return size, stream.read(_MOST_BYTES)
 
 
 def _follow(path: Path, position: int, *, raw: bool) -> None:
@@ -64,7 +74,7 @@ def _follow(path: Path, position: int, *, raw: bool) -> None:
                 size = stream.seek(0, 2)
                 # Turned over meanwhile: what is there now is new.
                 stream.seek(position if size >= position else 0)
-                text = stream.read().decode(errors="replace")
+                text = stream.read(_MOST_BYTES).decode(errors="replace")
                 position = stream.tell()
         except FileNotFoundError:
             text = ""

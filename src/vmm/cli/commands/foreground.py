@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmm.app import HostSite
 
 _TICK_S = 0.1
+_MOST_BYTES = 1024 * 1024
 
 
 def run_foreground(site: HostSite, name: str, mode: Mode, *, stop_timeout_s: float) -> int:
@@ -94,7 +95,7 @@ class _Console:
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as stream:
             # Turned over since: what is there now is new.
             stream.seek(self._position if self._size() >= self._position else 0)
-            data = stream.read()
+            data = stream.read(_MOST_BYTES)
             self._position = stream.tell()
             self._write(data)
 
