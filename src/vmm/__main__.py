@@ -22,6 +22,13 @@ def main() -> int:
     except KeyboardInterrupt:
         # While modules were still being imported: nothing was begun.
         code = 130
+    except (OSError, MemoryError) as error:
+        # The same, for want of memory or files: the module that would say so cannot be imported either.
+        sys.stderr.write(
+            f"Error: vmm cannot be loaded.\n  {error or 'There is not enough memory.'}\n"
+            "  To mend it: see the limits of this shell (ulimit -a) and the room in memory (free -h), then try again.\n"
+        )
+        code = 1
     return _left(code)
 
 

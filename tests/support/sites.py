@@ -39,6 +39,7 @@ class Journal(list[str]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.writes = 0  # of the store
         self._left: int | None = None
         self._death: BaseException = Killed()
         self._gone = False
@@ -120,6 +121,7 @@ class WatchedStore(SqliteStore):
             raise StateError("The database cannot be written: the disk is full.", details="-", resolution="-")
         with super()._writing() as connection:
             yield connection
+        self.journal.writes += 1
 
 
 @functools.cache

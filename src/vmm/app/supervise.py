@@ -32,6 +32,8 @@ _LOOK_AGAIN_S = 10.0
 _PATIENCE_S = {Owner.SUPERVISOR: 0.0, Owner.FOREGROUND: 5.0, Owner.UNIT: 30.0}
 # What could not be settled (a full disk, a lock that is held) is tried again after this.
 _RETRY_S = 5.0
+# After a crash of the host thousands may be dead at once; each takes its turn.
+_CHILDREN = 8
 
 
 def own_command(config: Config) -> list[str]:
@@ -174,7 +176,8 @@ class _Watch:
         self._consoles[name] = (size, looked if size == before else False)
 
     def _settle(self, name: str) -> None:
-        if name in self._children or time.monotonic() < self._retry.get(name, 0.0):
+        busy = name in self._children or len(self._children) >= _CHILDREN
+        if busy or time.monotonic() < self._retry.get(name, 0.0):
             return
         self._children[name] = process.child([*own_command(self._site.config), "settle", name])
 

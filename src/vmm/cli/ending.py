@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 from vmm import TYPE_CHECKING
-from vmm.errors import ExitCode, VmmError
+from vmm.errors import ExitCode, HostError, VmmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# What the kernel says when it cannot or may not give what was asked for: no bug of vmm's.
+_LACKS = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EPERM, errno.EACCES, errno.EIO, errno.ENOSPC,
+     errno.EDQUOT, errno.EROFS, errno.ENOLCK, errno.EFBIG)
+)  # fmt: skip
 _RED, _BOLD, _PLAIN = "\x1b[1;31m", "\x1b[1m", "\x1b[0m"
 
 
@@ -26,6 +32,25 @@ def guarded(act: Callable[[], int]) -> int:
         # Whoever read our output has gone, which is no error; nothing may try to flush it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not is_the_hosts(error):
+            raise
+        return fail(lacking(error))
+
+
+def is_the_hosts(error: Exception) -> bool:
+    """Whether an error says that this host lacks memory, files, threads or rights, wherever it came up."""
+    if isinstance(error, OSError):
+        return error.errno in _LACKS
+    return isinstance(error, MemoryError) or "start new thread" in str(error)
+
+
+def lacking(error: Exception) -> HostError:
+    return HostError(
+        "The host does not give this command what it needs.",
+        details=str(error) or type(error).__name__,
+        resolution="See the limits (ulimit -a) and the room (free -h, df -h), then give the command again: it repairs.",
+    )
 
 
 def interrupted(error: BaseException | None) -> int:

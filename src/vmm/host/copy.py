@@ -47,12 +47,16 @@ class _Copy:
         self._destination = destination
         self._pieces = _pieces(source)
         self._lock = threading.Lock()
-        self._error: OSError | None = None
+        self._error: OSError | MemoryError | None = None
 
     def run(self) -> None:
         others = [threading.Thread(target=self._work) for _ in range(_THREADS - 1)]
-        for thread in others:
-            thread.start()
+        try:
+            for thread in others:
+                thread.start()
+        except RuntimeError:
+            # There is no room for a thread: then alone.
+            others = [thread for thread in others if thread.is_alive()]
         try:
             self._work()
         finally:
@@ -65,8 +69,8 @@ class _Copy:
             raise self._error
 
     def _work(self) -> None:
-        buffer = memoryview(bytearray(_BUFFER_BYTES))
         try:
+            buffer = memoryview(bytearray(_BUFFER_BYTES))
             while (piece := self._next()) is not None:
                 offset, end = piece
                 while offset < end:
@@ -74,7 +78,7 @@ class _Copy:
                     if count == 0:
                         break
                     offset += self._write(buffer[:count], offset)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._error = error
             with self._lock:
                 self._pieces = iter(())

@@ -261,6 +261,9 @@ def _try_lock(path: Path) -> int | None:
             return fd
     except (BlockingIOError, FileNotFoundError):
         pass
+    except OSError as error:
+        os.close(fd)
+        raise _told(error, f"The lock {path} cannot be taken.") from error
     os.close(fd)
     return None
 

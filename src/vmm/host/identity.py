@@ -53,20 +53,28 @@ def wait_gone(process: ProcessIdentity, *, timeout_s: float) -> bool:
 
 
 def kill(process: ProcessIdentity) -> None:
-    """Kill exactly this process (SIGKILL through a pidfd opened before it is recognised); none is no error."""
+    """Kill exactly this process (SIGKILL through a pidfd opened before it is recognised); none is no error.
+
+    Raises:
+        HostError: the kernel does not let us.
+    """
     try:
         fd = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return
-    try:
-        import signal
+        try:
+            import signal
 
-        if is_alive(process):
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            if is_alive(process):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)
     except ProcessLookupError:
         return
-    finally:
-        os.close(fd)
+    except OSError as error:
+        raise HostError(
+            f"The process {process.pid} cannot be ended.",
+            details=str(error),
+            resolution=f"Look at it (ps {process.pid}) and at this shell's limits (ulimit -a), then try again.",
+        ) from error
 
 
 def find(marker: str) -> ProcessIdentity | None:

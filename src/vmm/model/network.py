@@ -148,7 +148,11 @@ def checked_resolver(text: str) -> str:
     import ipaddress
 
     try:
-        return str(ipaddress.ip_address(text))
+        address = ipaddress.ip_address(text)
+        # What follows a % may be anything at all, and names a link of the one who typed it.
+        if "%" in text:
+            raise ValueError(f"{text!r} has a zone")
+        return str(address)
     except ValueError as error:
         raise UsageError(
             f"{text!r} is not the address of a resolver.",

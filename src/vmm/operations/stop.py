@@ -58,10 +58,13 @@ def stop(
         method = StopMethod.ALREADY
         if is_needed(Verb.STOP, machine.state) and not is_waiting(machine):
             method = _bring_down(site, machine, timeout_s=0.0 if force else timeout_s, wanted=wanted)
-        release(site, machine)
-        clear_away(site, machine)
-        _record_stopped(site, machine, method, wanted=wanted)
-        _end_unit(site, machine)
+        try:
+            release(site, machine)
+        finally:
+            # Whatever is left of its network, it stands: the next start, delete or reconcile takes the rest.
+            clear_away(site, machine)
+            _record_stopped(site, machine, method, wanted=wanted)
+            _end_unit(site, machine)
         stopped = site.store.machine(name)
         site.files.describe(stopped, site.store.forwards(name))
         return Stopped(machine=stopped, method=method, seconds=time.monotonic() - began)

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from vmm import TYPE_CHECKING
-from vmm.errors import HostError, VmmError
+from vmm.errors import HostError
 from vmm.host import files
 from vmm.model.value import Value
 
@@ -211,15 +211,21 @@ class _Errand:
     """A piece of work done beside another; what it raises, `done` raises."""
 
     def __init__(self, work: Callable[[], None]) -> None:
-        self._error: VmmError | None = None
+        self._error: Exception | None = None
         self._work = work
         import threading
 
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = threading.Thread(target=self._run, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # There is no room for a thread: then one after the other.
+            self._thread = None
+            self._run()
 
     def wait(self) -> None:
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def done(self) -> None:
         self.wait()
@@ -229,12 +235,12 @@ class _Errand:
     def _run(self) -> None:
         try:
             self._work()
-        except VmmError as error:
-            self._error = error
         except OSError as error:
             self._error = HostError(
                 "A machine's host key cannot be written.", details=str(error), resolution="Check the disk: df -h"
             )
+        except Exception as error:  # noqa: BLE001  # it is raised again, where `done` is called
+            self._error = error
 
 
 def turn_over(path: Path, older: Path | None) -> None:

@@ -299,6 +299,7 @@ class SqliteStore(Value):
         """Open what is there for reading; an empty or an older one is read as a copy in memory, brought up to date."""
         connection = sqlite3.connect(":memory:", isolation_level=None)
         if self.path.exists():
+            self._finish_interrupted()
             there = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None)
             if schema.read_version(there, str(self.path)) == schema.VERSION:
                 return there
@@ -306,6 +307,12 @@ class SqliteStore(Value):
             there.close()
         schema.migrate(connection, str(self.path))
         return connection
+
+    def _finish_interrupted(self) -> None:
+        """Let SQLite undo what a killed command was writing: a reader may not, and could not read before it is done."""
+        if os.geteuid() == 0 and self.path.with_name(f"{self.path.name}-journal").exists():
+            with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_S)) as connection:
+                connection.execute("PRAGMA user_version")
 
     def _similar(self, name: str) -> str:
         import difflib

@@ -4,6 +4,7 @@ Hypothesis drives the operations against the simplest model of what a user is ow
 machine. What must hold after every step is said in the invariants; what must hold after a reconcile, in `reconciled`.
 """
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,8 @@ class Operations(RuleBasedStateMachine):
         clock = Clock()
         clock.install(self._patch)
         self.site = FakeSite(Path(self._directory.name), clock)
+        self._records: dict[str, Machine] = {}
+        self._seen = -1  # after how many writes
         self.wanted: dict[str, bool] = {}  # what the user last asked for, of every machine that there is
 
     def teardown(self) -> None:
@@ -96,7 +99,10 @@ class Operations(RuleBasedStateMachine):
     # How the tests see the host
 
     def records(self) -> dict[str, Machine]:
-        return {record.name: record for record in self.site.store.machines() if isinstance(record, Machine)}
+        if self._seen != self.site.log.writes:
+            self._records = {m.name: m for m in self.site.store.machines() if isinstance(m, Machine)}
+            self._seen = self.site.log.writes
+        return self._records
 
     def engines(self, machine: Machine) -> list[ProcessIdentity]:
         markers = self.site.the_engine.markers(machine_id=machine.id, socket=self.site.files.socket(machine.name))
@@ -336,7 +342,8 @@ class Operations(RuleBasedStateMachine):
 
     def end(
         self, verb: str, name: str, policy: RestartPolicy, port: int, step: int, death: type[BaseException]
-    ) -> None:
+    ) -> bool:
+        """End a command before one of its steps, and see to it that what it leaves is before or after."""
         before = self.records()
         lived = {known: self.lives(known) for known in before}
         self.site.guest.obeys = False
@@ -355,6 +362,7 @@ class Operations(RuleBasedStateMachine):
             self.hold(verb if concerned else "", before[known], lived[known], after[known])
         if not was_ended and name in after and asked is not None and self.lives(name) is asked:
             assert after[name].wanted is asked
+        return was_ended
 
     def hold(self, verb: str, before: Machine, lived: bool, after: Machine) -> None:
         """Assert what a command that was ended leaves of a machine: what it was, or what it was to be."""
@@ -427,6 +435,92 @@ class Operations(RuleBasedStateMachine):
             assert len({getattr(lease, part) for lease in leases}) == len(leases)
         ports = [(known.protocol, known.host_port) for known in self.site.store.forwards()]
         assert len(set(ports)) == len(ports)
+
+    # All of it at once, for a test that goes through every step by itself
+
+    def finish(self, verb: str) -> None:
+        """Give a command again that was ended: now it does what it is for."""
+        match verb:
+            case "start":
+                self.start("a")
+            case "stop":
+                self.stop("a", force=False, obeys=True)
+            case "delete" if "a" in self.wanted:
+                self.delete("a", force=True)
+            case "set":
+                self.set("a", RestartPolicy.ALWAYS)
+            case "settle":
+                self.the_supervisor_settles("a", restart=True)
+            case "reconcile":
+                self.reconciled()
+            case "forward" | "unforward":
+                port, act = (8081, add_forward) if verb == "forward" else (8080, remove_forward)
+                if (port in {known.host_port for known in self.site.store.forwards("a")}) is (verb == "unforward"):
+                    self.command(lambda: act(self.site, forward("a", port)))
+
+    def hold_all(self) -> None:
+        self.what_is_shown_is_what_is()
+        self.nobody_is_unknown()
+        self.what_is_wanted_is_what_was_asked_for()
+        self.nothing_is_shared()
+
+    def become(self, was: str) -> None:
+        """Have the machine `a`, in one of the states that a command can find it in."""
+        self.create("a", RestartPolicy.ON_FAILURE)
+        add_forward(self.site, forward("a", 8080))
+        if was == "created":
+            return
+        self.start("a")
+        if was in ("stopped", "half started"):
+            self.stop("a", force=True, obeys=False)
+            if was == "half started":
+                # Killed when it had an engine of which nobody had heard.
+                assert self.end("start", "a", RestartPolicy.NO, 0, 6, Killed)
+                assert self.lives("a")
+        elif was == "half stopped":
+            assert self.end("stop", "a", RestartPolicy.NO, 0, 1, Killed)
+        elif was != "running":
+            self.site.files.consoles["a"] = ENDS["crash"]
+            self.site.processes.running.clear()
+        if was == "waiting":
+            settle(self.site, "a")
+
+
+# In what state each verb is ended at each of its steps.
+STATES = {
+    "start": ["created", "stopped", "gone", "waiting", "half started"],
+    "stop": ["running", "gone", "waiting", "half started", "half stopped"],
+    "delete": ["created", "running", "waiting", "half started"],
+    "set": ["stopped"],
+    "forward": ["running"],
+    "unforward": ["running", "gone"],
+    "settle": ["gone", "waiting", "half started"],
+    "reconcile": ["gone", "half started", "half stopped"],
+}
+
+
+@pytest.mark.fault(1, 31)
+@pytest.mark.parametrize(("verb", "was"), [(verb, was) for verb, states in STATES.items() for was in states])
+def test_a_command_that_is_ended_before_any_of_its_steps(verb: str, was: str) -> None:
+    """What is shown is true after every step of every verb, and the next command finishes or undoes it."""
+    for death, then in ((Killed, "the same again"), (Killed, "reconcile"), (KeyboardInterrupt, "the same again")):
+        for step in itertools.count():
+            host = Operations()
+            try:
+                host.become(was)
+                host.hold_all()
+                if not host.end(verb, "a", RestartPolicy.ALWAYS, 8080 if verb == "unforward" else 8081, step, death):
+                    break
+                host.hold_all()
+                if then == "reconcile":
+                    host.reconciled()
+                    host.hold_all()
+                host.finish(verb)
+                host.hold_all()
+                host.reconciled()
+            finally:
+                host.teardown()
+        assert step > 0, "it has no step"
 
 
 @pytest.mark.fault(1, 2, 4, 13)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vmm.operations.create import CreateRequest
 
+_MOST_LETTERS = 1024 * 1024
 ENGINES = click.Choice(["auto", "firecracker", "qemu"])
 
 
@@ -111,16 +112,23 @@ def request_of(name: str, given: dict[str, Any]) -> CreateRequest:
 
 
 def read_text(path: Path, *, what: str) -> str:
-    """Return a file's text, 1 MiB at most; raise UsageError when it cannot be read."""
+    """Return a file's text; raise UsageError when it cannot be read or has more than _MOST_LETTERS."""
     from vmm.errors import UsageError
 
     try:
         with path.open(encoding="utf-8") as stream:
-            return stream.read(1024 * 1024)
+            text = stream.read(_MOST_LETTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"The file of the {what} cannot be read.", details=str(error), resolution=f"Check the path: ls -l {path}"
         ) from error
+    if len(text) > _MOST_LETTERS:
+        raise UsageError(
+            f"The file of the {what} is too large.",
+            details=f"{path} has more than {_MOST_LETTERS} letters.",
+            resolution="Give a smaller one; let the guest fetch the rest.",
+        )
+    return text
 
 
 def _public_key(path: Path) -> str:

@@ -108,9 +108,17 @@ def arguments(jail: Jail, plan: BootPlan, *, jailer: Path) -> list[str]:
         str(jailer), "--id", jail.id, "--exec-file", str(jail.program),
         "--uid", str(plan.uid), "--gid", str(plan.uid), "--chroot-base-dir", str(jail.base),
         "--new-pid-ns", "--cgroup-version", "1",
-        "--resource-limit", f"no-file={_NO_FILE}", "--resource-limit", f"fsize={max(most, 64 * _MIB)}",
+        "--resource-limit", f"no-file={_open_files()}", "--resource-limit", f"fsize={max(most, 64 * _MIB)}",
         "--", "--api-sock", jail.marker, "--config-file", f"/{_CONFIG}", "--log-path", f"/{_LOG}", "--level", "Error",
     ]  # fmt: skip
+
+
+def _open_files() -> int:
+    """What the engine may open; where this process may not give it that much, as much as it has itself."""
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return _NO_FILE if most == resource.RLIM_INFINITY else min(_NO_FILE, most)
 
 
 def expose(jail: Jail, plan: BootPlan) -> bool:
