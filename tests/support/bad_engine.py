@@ -38,7 +38,7 @@ ANSWERS = {
     ("http", "an odd state"): body(b'{"state": {"Running": true}}'),
     ("http", "deep JSON"): body(b"[" * 60000),
     ("http", "a negative length"): OK + b"Content-Length: -1\r\n\r\n",
-    ("http", "a refusal"): b'HTTP/1.1 400 Bad Request\r\nContent-Length: 25\r\n\r\n{"fault_message": "no\\nway"}',
+    ("http", "a refusal"): body(b'{"fault_message": "no way"}', b"HTTP/1.1 400 Bad Request\r\n"),
     ("http", "10 GB"): OK + b"Content-Length: 10737418240\r\n\r\n",
     ("http", "never started"): body(b'{"state": "Not started"}'),
     ("qmp", "garbage"): GARBAGE + b"\n",

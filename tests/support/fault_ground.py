@@ -101,7 +101,9 @@ class Ground:
         state = self.root / "state"
         if state.is_dir():
             self._supervisor = os.open(state / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._supervisor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever has it now ends within this, or is one too many.
+            with _alarm(10):
+                fcntl.flock(self._supervisor, fcntl.LOCK_EX)
 
     def be_none(self) -> None:
         if self._supervisor is not None:
@@ -125,9 +127,9 @@ class Ground:
         return [pid for pid, arguments in processes.items() if marks & set(arguments)]
 
     def quiet(self, session: int, timeout_s: float = 20.0) -> list[int]:
-        """Wait for the programs that a killed vmm left at work, and for what the supervisor has had done; return what stays."""
+        """Wait for the programs that a killed vmm left at work; return those that stay."""
         deadline = time.monotonic() + timeout_s
-        while left := _of_session(session) + [pid for pid, argv in self.processes().items() if "settle" in argv]:
+        while left := _of_session(session):
             if time.monotonic() > deadline:
                 return left
             time.sleep(0.002)
@@ -137,6 +139,13 @@ class Ground:
         """Return what every link but lo is: up, its address, its bridge, and whether it is isolated there."""
         done = subprocess.run(["ip", "-j", "-d", "address"], capture_output=True, check=True)
         return {link["ifname"]: _link_words(link) for link in json.loads(done.stdout) if link["ifname"] != "lo"}
+
+    def settled(self, timeout_s: float = 20.0) -> None:
+        """Wait until the supervisor has done what it does about an engine that has ended."""
+        deadline = time.monotonic() + timeout_s
+        while any("settle" in arguments for arguments in self.processes().values()):
+            assert time.monotonic() < deadline, f"vmm settle goes on: {self.processes()}"
+            time.sleep(0.01)
 
     def has_link(self, name: str) -> bool:
         return name in {link for _, link in socket.if_nameindex()}
@@ -370,6 +379,22 @@ def _of_session(session: int) -> list[int]:
         if fields and fields[0] != "Z" and int(fields[3]) == session:
             found.append(pid)
     return found
+
+
+@contextlib.contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    """Raise what SIGALRM raises when the block takes longer."""
+    before = signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _too_long(_number: int, _frame: object) -> None:
+    raise TimeoutError("it takes too long")
 
 
 def _link_words(link: dict) -> str:

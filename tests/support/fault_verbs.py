@@ -29,8 +29,8 @@ class Verb:
     """One row of the table.
 
     `done`: what a repetition may say instead of doing it (exit code 1), because it is done. `cold`: bridge and firewall
-    are not there. `leaves_running`: whatever happens, a machine that runs goes on running. `watched`: vmm's supervisor is
-    there, and does what it does meanwhile; elsewhere the table holds its place.
+    are not there. `leaves_running`: whatever happens, a machine that runs goes on running. `since`: vmm's own
+    supervisor is started too, and the table begins at this boundary; elsewhere the table holds the supervisor's place.
     """
 
     title: str
@@ -39,7 +39,11 @@ class Verb:
     done: str | None = None
     cold: bool = False
     leaves_running: bool = False
-    watched: bool = False
+    since: str | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        return self.since is not None
 
 
 VERBS = (
@@ -50,8 +54,9 @@ VERBS = (
         Ground.EMPTY,
         done=r"There is a machine '\S+' already",
     ),
-    Verb("start, the host's first", ("start", NAME), Ground.CREATED, cold=True, watched=True),
+    Verb("start, the host's first", ("start", NAME), Ground.CREATED, cold=True),
     Verb("start", ("start", NAME), Ground.STOPPED),
+    Verb("start, and the supervisor", ("start", NAME), Ground.STOPPED, since="open logs/supervisor.log"),
     Verb("stop", ("stop", NAME, "--timeout", "0.3"), Ground.RUNNING),
     Verb("stop --force", ("stop", NAME, "--force"), Ground.RUNNING),
     Verb("restart --force", ("restart", NAME, "--force"), Ground.RUNNING),

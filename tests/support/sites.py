@@ -341,6 +341,7 @@ class FakeFiles:
     made: set[str] = field(default_factory=set)
     described: dict[str, list[PortForward]] = field(default_factory=dict)
     fails: BaseException | None = None
+    stuck: BaseException | None = None
 
     def make(self, machine, image) -> None:
         self.said.do(f"make {machine.name}")
@@ -350,6 +351,10 @@ class FakeFiles:
 
     def is_made(self, name: str) -> bool:
         return name in self.made
+
+    def check_removable(self, name: str) -> None:
+        if self.stuck:
+            raise self.stuck
 
     def remove(self, name: str) -> None:
         self.said.do(f"remove {name}")

@@ -16,6 +16,7 @@ from hosts import VMM, Host, wait_for
 
 from conftest import add_tiny
 from vmm.engines.choice import kvm_report
+from vmm.storage.machine_files import CONSOLE_BYTES
 
 pytestmark = pytest.mark.system
 
@@ -168,14 +169,20 @@ def test_the_console_is_shown_followed_and_harmless(tiny: Host) -> None:
 
 
 @pytest.mark.fault(22)
-def test_a_console_that_was_flooded_is_trimmed_at_the_next_start(tiny: Host, tmp_path: Path) -> None:
+def test_a_console_that_was_flooded_is_turned_over_at_the_next_start(tiny: Host) -> None:
     tiny.vmm("create", "m", *SMALL)
-    path = tiny.data_dir / "logs" / "m.console"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"x" * (20 << 20) + b"the newest\n")
+    newest, older = (tiny.data_dir / "logs" / name for name in ("m.console", "m.console.1"))
+    newest.parent.mkdir(exist_ok=True)
+    newest.write_bytes(b"the oldest\n" + b"x" * (20 << 20) + b"said before the turn\n")
     start(tiny, "m")
-    assert path.stat().st_size < 9 << 20
-    assert "the newest" in tiny.vmm("console", "m", "--full").stdout
+    wait_for(lambda: "tiny guest" in console(tiny, "m"))
+    assert newest.stat().st_size < 1 << 20
+    assert older.stat().st_size == CONSOLE_BYTES
+    assert older.stat().st_mode & 0o077 == 0
+    # Both parts are one to whoever looks.
+    shown = tiny.vmm("console", "m", "--full").stdout
+    assert "the oldest" not in shown
+    assert shown.index("said before the turn") < shown.index("boots at") < shown.index("tiny guest")
 
 
 @pytest.mark.fault(24, 38)
@@ -188,8 +195,10 @@ def test_user_data_is_a_seed_disk_and_nowhere_else(tiny: Host, tmp_path: Path) -
     assert seed.read_bytes()[32808:32814].lower() == b"cidata"  # the volume's name in ISO 9660's descriptor
     assert b"very-secret" in seed.read_bytes()
     assert seed.stat().st_mode & 0o077 == 0
-    drives = json.loads((tiny.data_dir / "vms" / "m" / "engine.json").read_text())["drives"]
-    assert [drive["is_read_only"] for drive in drives] == [False, True]
+    jail = tiny.data_dir / "jails" / "firecracker" / tiny.machine("m")["id"] / "root"
+    drives = json.loads((jail / "config.json").read_text())["drives"]
+    assert [(drive["path_on_host"], drive["is_read_only"]) for drive in drives] == [("/disk0", False), ("/disk1", True)]
+    assert (jail / "disk1").samefile(seed)
     assert "very-secret" not in tiny.vmm("show", "m", "--output", "json").stdout
     assert b"very-secret" not in (tiny.data_dir / "state" / "vmm.db").read_bytes()
 

@@ -190,7 +190,7 @@ class HostSite:
         from vmm.storage.store import SqliteStore
 
         paths = self.config.paths
-        return SqliteStore(path=paths.database, locks=paths.locks, read_only=self.read_only)
+        return SqliteStore(path=paths.database, locks=paths.locks, read_only=self.read_only, disks=paths.machines)
 
     @property
     def processes(self) -> HostProcesses:

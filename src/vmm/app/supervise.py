@@ -179,6 +179,11 @@ class _Watch:
         busy = name in self._children or len(self._children) >= _CHILDREN
         if busy or time.monotonic() < self._retry.get(name, 0.0):
             return
+        lock = files.confined(self._site.config.paths.locks, name)
+        if lock.exists() and files.is_locked(lock):
+            # A command is at work on it, and knows of its end: fifty that are stopped at once would be fifty of ours
+            # in their way.
+            return
         self._children[name] = process.child([*own_command(self._site.config), "settle", name])
 
     def _reap(self) -> None:

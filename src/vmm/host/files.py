@@ -85,7 +85,9 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, durable
         raise _told(error, f"{path} cannot be written.") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            # A read-only file system refuses to remove even what is not there.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def copy_disk(source: Path, destination: Path, *, size_mib: int, mode: int = 0o600) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import subprocess
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 # sbin first: a user's own PATH often lacks it, and root's tools live there.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TIMEOUT_S = 60.0
+# Held while a program is started. Until it execs, a child has open what any of our threads has, close-on-exec or not:
+# whoever opens what must be closed when they close it (a tap, which is busy else) holds this meanwhile.
+forking = _thread.allocate_lock()
 
 
 class Completed(Value):
@@ -64,7 +68,7 @@ class Begun(Value):
 
 def begin(argv: Sequence[str], *, stdin: str) -> Begun:
     """Start a program that takes its commands from stdin and says nothing; HostError when it is missing."""
-    with _told(argv):
+    with _told(argv), forking:
         process = subprocess.Popen(
             list(argv), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
         )
@@ -90,23 +94,28 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
         HostError: the program is missing, took longer than `timeout_s`, or (with `check`) did not end with code 0.
     """
     with _told(argv):
-        done = subprocess.run(
-            list(argv),
-            # An empty input is an end of file at once: what /dev/null would give.
-            input=(stdin or "").encode(),
-            stdout=stdout if stdout is not None else subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            timeout=timeout_s,
-            env=environment(env),
-            cwd=cwd,
-            check=False,
-        )
-    raw: bytes | None = done.stdout
+        with forking:
+            child = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE,
+                stdout=stdout if stdout is not None else subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment(env),
+                cwd=cwd,
+            )
+        with child:
+            try:
+                # An empty input is an end of file at once: what /dev/null would give.
+                said, complained = child.communicate((stdin or "").encode(), timeout_s)
+            except BaseException:
+                child.kill()
+                raise
+    raw: bytes | None = said
     completed = Completed(
         argv=tuple(argv),
-        code=done.returncode,
+        code=child.returncode,
         stdout=(raw or b"").decode(errors="replace"),
-        stderr=done.stderr.decode(errors="replace"),
+        stderr=complained.decode(errors="replace"),
     )
     if check and completed.code != 0:
         raise HostError(
@@ -155,7 +164,7 @@ def spawn_through(argv: Sequence[str], *, streams: Streams, timeout_s: float) ->
 
 def child(argv: Sequence[str]) -> Begun:
     """Start a program that is waited for later; what it complains of goes where our own complaints do."""
-    with _told(argv):
+    with _told(argv), forking:
         argv = list(argv)
         child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment(), cwd="/")
     return Begun(process=child)
@@ -176,7 +185,7 @@ def _outliving(argv: Sequence[str], streams: Streams) -> subprocess.Popen[bytes]
         resource.setrlimit(resource.RLIMIT_CORE, nothing)
         signal.pthread_sigmask(signal.SIG_BLOCK, polite)
 
-    with _told(argv):
+    with _told(argv), forking:
         return subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,

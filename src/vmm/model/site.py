@@ -201,6 +201,10 @@ class MachineFiles(Protocol):
         """Write down beside the disk what the database knows of the machine, for the day the database is lost."""
         ...
 
+    def check_removable(self, name: str) -> None:
+        """Raise HostError where its files cannot be removed (a read-only file system)."""
+        ...
+
     def remove(self, name: str) -> None:
         """Remove everything that is the machine's on disk; what is gone already is no error. Works on a full disk."""
         ...

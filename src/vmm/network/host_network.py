@@ -44,8 +44,9 @@ class HostNetwork(Value):
 
     def detach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
         links.remove_link(lease.tap)
-        # Without our tables there is nothing to remove.
-        self._firewall.dismiss(lease, forwards)
+        # Without our tables there is nothing to remove; those of an older vmm do not know all that is taken out.
+        if not self._firewall.dismiss(lease, forwards) and self._firewall.exists():
+            self.reconcile([(other, theirs) for other, theirs in self.running() if other != lease])
 
     def open_forward(self, lease: Lease, forward: PortForward) -> None:
         if not self._firewall.open(lease, forward):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm.errors import NetworkError
+from vmm.host import process
 from vmm.model.network import Subnet, lease_for
 from vmm.network import netlink
 
@@ -78,18 +79,22 @@ def make_tap(tap: str, bridge: str, *, uid: int) -> None:
         NetworkError: there is no /dev/net/tun, the tap is in use, or the kernel refuses.
     """
     try:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            # Both engines open it with these flags; a tap with others would be refused to them.
-            request = struct.pack("=16sH22x", tap.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
-            fcntl.ioctl(fd, _TUNSETIFF, request)
-            # Without an owner, any user of the host may attach to a tap that no one has open.
-            fcntl.ioctl(fd, _TUNSETOWNER, uid)
-            fcntl.ioctl(fd, _TUNSETPERSIST, 1)
-        finally:
-            os.close(fd)
-        _without_ipv6(tap)
-        netlink.join_bridge(tap, bridge)
+        # No child of ours may have it open a moment longer than we do: it would be busy for the engine. And one at a
+        # time, because the sysctl of a link takes the kernel's lock on all links by trying again and again: 50 taps by
+        # 50 threads took 300 ms and more, one after the other 20.
+        with process.forking:
+            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                # Both engines open it with these flags; a tap with others would be refused to them.
+                request = struct.pack("=16sH22x", tap.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+                fcntl.ioctl(fd, _TUNSETIFF, request)
+                # Without an owner, any user of the host may attach to a tap that no one has open.
+                fcntl.ioctl(fd, _TUNSETOWNER, uid)
+                fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+            finally:
+                os.close(fd)
+            _without_ipv6(tap)
+            netlink.join_bridge(tap, bridge)
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise NetworkError(

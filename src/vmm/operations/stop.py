@@ -79,6 +79,8 @@ def delete(site: Site, name: str, *, force: bool = False) -> Deleted:
     with site.store.lock(name):
         machine = observed(site, site.store.machine(name))
         check_legal(Verb.DELETE, machine, force=force)
+        # Before anything is ended: a machine whose files stay would be killed for nothing.
+        site.files.check_removable(name)
         if machine.process is not None and machine.process.marker:
             _kill(site, machine.process)
         release(site, machine)

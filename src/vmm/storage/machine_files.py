@@ -186,6 +186,16 @@ class MachineDirectories(Value):
             text = description(machine, forwards)
             files.write_atomic(self._directory(machine.name) / "machine.json", text, mode=0o600, durable=False)
 
+    def check_removable(self, name: str) -> None:
+        """Raise HostError where a machine's files cannot be removed."""
+        for directory in (self._directory(name), self.paths.machines, self.paths.logs, self.paths.sockets):
+            if directory.exists() and not os.access(directory, os.W_OK):
+                raise HostError(
+                    f"The files of {name!r} cannot be removed.",
+                    details=f"{directory} is on a file system that is read-only. The machine was left as it is.",
+                    resolution="Mount the file system writable again, then delete the machine.",
+                )
+
     def remove(self, name: str) -> None:
         # The disk goes last but one: as long as it is there, the machine counts as made.
         logs = (self.log(name), self.console(name), self.older_console(name))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
-import errno
-import os
 import sqlite3
 
 from vmm import TYPE_CHECKING
@@ -12,7 +11,8 @@ from vmm.errors import ConflictError, NotFoundError, StateError
 from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentity, Supervision, UnreadableRecord
 from vmm.model.network import PortForward, Subnet, free_address, lease_for
 from vmm.model.value import Value
-from vmm.storage import rows, schema
+from vmm.storage import rows, trouble
+from vmm.storage.opening import BUSY_S, Opening
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
     from vmm.model.event import Event, Happening
 
-# Every write waits this long for another's (measured with 20 processes: BEGIN IMMEDIATE with it never failed).
-_BUSY_S = 5.0
 _LIVE = "('starting', 'running', 'paused', 'stopping')"  # model.lifecycle.LIVE, as SQL
 _ANY = "0.0.0.0"  # noqa: S104  # "every address of the host", as forwards write it
+# The threads of one process wait for each other here: in SQLite they would sleep up to a tenth of a second a try.
+_turn = _thread.RLock()
 
 
 class SqliteStore(Value):
     """What vmm remembers. `read_only` opens without any right to write, as a user without root does.
+
+    `disks` is where machines lie: an empty database is refused where some do.
 
     A connection is opened for each call: that takes 0.1 ms, and leaves nothing to share between threads or to close.
     """
@@ -35,10 +37,17 @@ class SqliteStore(Value):
     path: Path
     locks: Path
     read_only: bool = False
+    disks: Path | None = None
 
     def machines(self) -> Sequence[Machine | UnreadableRecord]:
         with self._reading() as connection:
-            return [rows.read(row) for row in connection.execute(f"{rows.SELECT} ORDER BY name")]
+            query = f"{rows.SELECT} ORDER BY name"
+            try:
+                return [rows.read(row) for row in connection.execute(query)]
+            except sqlite3.OperationalError:
+                # A text that is none: read once more, so that one damaged record hides no other.
+                connection.text_factory = _text
+                return [rows.read(row) for row in connection.execute(query)]
 
     def machine(self, name: str) -> Machine:
         """Return one machine. Raises NotFoundError, or StateError when its record cannot be read."""
@@ -55,7 +64,7 @@ class SqliteStore(Value):
             raise StateError(
                 f"The record of the machine {name!r} cannot be read.",
                 details=record.problem,
-                resolution=f"Restore {self.path} from a backup; the machine's files are untouched.",
+                resolution="Put a copy of the database back (sudo vmm db restore); the machine's files are untouched.",
             )
         return record
 
@@ -110,6 +119,7 @@ class SqliteStore(Value):
         event: Happening | None = None,
     ) -> None:
         """Record a machine's state, and what happened; None leaves things as they are, but clears `reason`."""
+        self._make_room()
         with self._writing() as connection:
             connection.execute(
                 "UPDATE machines SET state = ?, boot_id = ?, pid = ?, start_ticks = ?, marker = ?, reason = ?,"
@@ -156,6 +166,7 @@ class SqliteStore(Value):
         # Here and below: whoever only reads goes without the hands that write.
         from vmm.host import files
 
+        self._make_room()
         with self._writing() as connection:
             connection.execute("DELETE FROM machines WHERE name = ?", (name,))
             _remember(connection, name, event)
@@ -168,7 +179,10 @@ class SqliteStore(Value):
         from vmm.storage import events
 
         with self._reading() as connection:
-            return events.recall(connection, machine=machine, after=after, most=most)
+            try:
+                return events.recall(connection, machine=machine, after=after, most=most)
+            except ValueError as error:
+                raise trouble.damaged(self.path, f"an event in it cannot be read: {error}") from error
 
     def note_once(self, key: str) -> bool:
         """Whether this is the first time that `key` is noted on this host."""
@@ -188,7 +202,10 @@ class SqliteStore(Value):
                 found = connection.execute(query + order)
             else:
                 found = connection.execute(f"{query} WHERE machine = ?{order}", (name,))
-            return [rows.forward_of(row) for row in found]
+            try:
+                return [rows.forward_of(row) for row in found]
+            except (ValueError, TypeError) as error:
+                raise trouble.damaged(self.path, f"a forward in it cannot be read: {error}") from error
 
     def add_forward(self, forward: PortForward) -> None:
         """Record a forward. Raises ConflictError when a machine has the port, at this address or at every one."""
@@ -217,6 +234,7 @@ class SqliteStore(Value):
             )
 
     def remove_forward(self, forward: PortForward) -> None:
+        self._make_room()
         with self._writing() as connection:
             connection.execute(
                 "DELETE FROM forwards WHERE machine = ? AND protocol = ? AND host_address = ? AND host_port = ?",
@@ -246,18 +264,21 @@ class SqliteStore(Value):
                     path.unlink(missing_ok=True)
                 raise
 
+    @property
+    def _opening(self) -> Opening:
+        return Opening(path=self.path, looks_only=self.read_only, disks=self.disks)
+
     @contextlib.contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:
-        with _told(self.path):
-            # Looking makes no database where there is none.
-            open_it = self._open if self.path.exists() and not self.read_only else self._open_read_only
-            with contextlib.closing(open_it()) as connection:
-                yield connection
+        told = trouble.told(self.path, busy_s=BUSY_S)
+        with told, _in_turn(), contextlib.closing(self._opening.for_reading()) as connection:
+            yield connection
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[sqlite3.Connection]:
         """One write transaction: committed when the block ends well, rolled back otherwise."""
-        with _told(self.path), contextlib.closing(self._open()) as connection:
+        told = trouble.told(self.path, busy_s=BUSY_S)
+        with told, _in_turn(), contextlib.closing(self._opening.for_writing()) as connection:
             # A plain BEGIN would fail where two processes read first and then both want to write.
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -268,51 +289,15 @@ class SqliteStore(Value):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+        from vmm.storage import reserve
 
-    def _open(self) -> sqlite3.Connection:
-        if not self.path.exists():
-            from vmm.host import files
+        reserve.renew(self.path.parent)
 
-            files.refuse_network_file_system(self.path.parent)
-            files.make_dir(self.path.parent)
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-                self.path.chmod(0o644)
-        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
-        try:
-            connection.execute("PRAGMA foreign_keys = ON")
-            # In DELETE mode a commit is the journal's end; only EXTRA brings that to disk as well.
-            connection.execute("PRAGMA synchronous = EXTRA")
-            version = schema.read_version(connection, str(self.path))
-            if version != schema.VERSION:
-                if version > 0:
-                    from vmm.storage import backup
+    def _make_room(self) -> None:
+        """Give what is kept for it to a write that must succeed on a full disk too."""
+        from vmm.storage import reserve
 
-                    backup.keep(connection, self.path, version=version)
-                schema.migrate(connection, str(self.path))
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _open_read_only(self) -> sqlite3.Connection:
-        """Open what is there for reading; an empty or an older one is read as a copy in memory, brought up to date."""
-        connection = sqlite3.connect(":memory:", isolation_level=None)
-        if self.path.exists():
-            self._finish_interrupted()
-            there = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None)
-            if schema.read_version(there, str(self.path)) == schema.VERSION:
-                return there
-            there.backup(connection)
-            there.close()
-        schema.migrate(connection, str(self.path))
-        return connection
-
-    def _finish_interrupted(self) -> None:
-        """Let SQLite undo what a killed command was writing: a reader may not, and could not read before it is done."""
-        if os.geteuid() == 0 and self.path.with_name(f"{self.path.name}-journal").exists():
-            with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_S)) as connection:
-                connection.execute("PRAGMA user_version")
+        reserve.make_room(self.path.parent)
 
     def _similar(self, name: str) -> str:
         import difflib
@@ -322,6 +307,21 @@ class SqliteStore(Value):
         if close:
             return f"Did you mean {' or '.join(repr(match) for match in close)}?"
         return f"{len(known)} machine(s) are known." if known else "No machine was created yet."
+
+
+@contextlib.contextmanager
+def _in_turn() -> Generator[None]:
+    """Wait for the other threads of this process; no longer than SQLite waits, which then tells."""
+    has_it = _turn.acquire(timeout=BUSY_S)
+    try:
+        yield
+    finally:
+        if has_it:
+            _turn.release()
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
 
 
 def _remember(connection: sqlite3.Connection, machine: str, event: Happening | None) -> None:
@@ -335,55 +335,3 @@ def _created(machine: Machine) -> Happening:
     from vmm.model.event import EventKind, Happening
 
     return Happening(kind=EventKind.CREATED, detail=f"{machine.spec.engine.value}, from {machine.spec.image}")
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Generator[None]:
-    """Convert SQLite's errors, once, at the edge."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise _operational(path, error) from error
-    except sqlite3.DatabaseError as error:
-        raise StateError(
-            f"The database {path} is damaged.",
-            details=f"{error}. Running machines go on; nothing was changed.",
-            resolution=f"Restore {path} from a backup, or move it away to begin with an empty one.",
-        ) from error
-    except PermissionError as error:
-        raise _denied(path, error) from error
-
-
-def _operational(path: Path, error: sqlite3.OperationalError) -> StateError:
-    text = str(error)
-    if "locked" in text or "busy" in text:
-        return StateError(
-            "The database is in use.",
-            details=f"{path} was held by another process for more than {_BUSY_S:.0f} s.",
-            resolution=f"See who holds it (fuser {path}), then try again.",
-        )
-    if "readonly" in text or "unable to open" in text:
-        return _denied(path, error)
-    if "full" in text:
-        return StateError(
-            "The database cannot be written: the disk is full.",
-            details=f"{path}: {text}",
-            resolution="Make room: vmm delete NAME works on a full disk.",
-        )
-    return StateError(
-        "The database cannot be used.",
-        details=f"{path}: {text}",
-        resolution="Check the disk it lies on, then try again.",
-    )
-
-
-def _denied(path: Path, error: Exception) -> StateError:
-    code = getattr(error, "errno", errno.EACCES)
-    root = os.geteuid() == 0
-    return StateError(
-        f"The database {path} cannot be opened for this.",
-        details=f"{error} (errno {code}, user id {os.geteuid()})",
-        resolution="Check the file system it lies on: is it mounted read-only?"
-        if root
-        else "Run it as root: sudo vmm ...",
-    )
