@@ -25,15 +25,14 @@ class Act:
 
 @dataclass(frozen=True)
 class Target:
-    """What a row is to keep to; `most_ms` is of vmm's own time, and `plus` says in words what is in it."""
+    """What a row is to keep to: the ratio, and vmm's own time in ms; None is no bound."""
 
     ratio: float | None = None
     most_ms: float | None = None
-    plus: str = ""
 
     def __str__(self) -> str:
         ratio = [] if self.ratio is None else [f"{self.ratio:g}"]
-        most = [] if self.most_ms is None else [f"{self.most_ms:,.0f} ms{self.plus}"]
+        most = [] if self.most_ms is None else [f"{self.most_ms:,.0f} ms"]
         return f"at most {', '.join(ratio + most)}" if ratio or most else ""
 
 

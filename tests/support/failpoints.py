@@ -6,7 +6,6 @@ SQL statement, a netlink message, the return of a started program, the end of th
 work. Boundaries are named by what happens and its occurrence, so that a name means the same in every run.
 """
 
-import ctypes
 import errno
 import json
 import os
@@ -15,17 +14,19 @@ import resource
 import signal
 import socket
 import sqlite3
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from enum import StrEnum
 
+import fault_mounts
+import fault_wraps
+from fault_wraps import name_of, whole_path
+
 KILLED = 73
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Reading a link's flags, its address and its index changes nothing (linux/sockios.h).
 _ASKING_IOCTLS = {0x8913, 0x8915, 0x8933}
-_MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096
 # What differs from run to run: a machine's id, the pid and random part of a working directory, of a temporary file.
 _VARYING = (
     (re.compile(r"[0-9a-f]{32}"), "ID"),
@@ -43,10 +44,8 @@ _SQL_WRITES = re.compile(
 _SQL_SETTINGS = re.compile(
     r"\s*PRAGMA (foreign_keys|busy_timeout|synchronous|temp_store|cache_size|query_only)", re.IGNORECASE
 )
-# Taken before anything is wrapped, and looked up before the process forks.
+# Taken before anything is wrapped.
 _exit, _write, _kill, _killpg = os._exit, os.write, os.kill, os.killpg
-_libc = ctypes.CDLL(None, use_errno=True)
-_mount = _libc.mount
 
 
 class Mode(StrEnum):
@@ -122,9 +121,9 @@ class Failpoints:
     def install(self) -> None:
         """From here on this process strikes; there is no way back."""
         sys.addaudithook(self._heard)
-        _wrap_calls(self)
-        _wrap_sqlite(self)
-        _wrap_netlink(self)
+        fault_wraps.wrap_calls(self)
+        fault_wraps.wrap_sqlite(self)
+        fault_wraps.wrap_netlink(self)
         os._exit = self.leave
 
     def leave(self, code: int) -> None:
@@ -177,9 +176,9 @@ class Failpoints:
             case Mode.EIO:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), label)
             case Mode.EROFS:
-                make_read_only(self._root)
+                fault_mounts.make_read_only(self._root)
             case Mode.ENOSPC:
-                fill(self._root)
+                fault_mounts.fill(self._root)
             case Mode.EMFILE:
                 lowest = os.dup(self._report)
                 os.close(lowest)
@@ -201,20 +200,26 @@ class Failpoints:
         self.changed(event.removeprefix("os."), arguments[0], at=at)
 
     def path_pair(self, event: str, arguments: tuple) -> None:
-        target = _path(arguments[1])
+        target = whole_path(arguments[1])
         # What a symbolic link holds is a text, and no path from here.
-        shown = os.fsdecode(arguments[0]) if event == "os.symlink" else self._shown(_path(arguments[0]))
+        shown = os.fsdecode(arguments[0]) if event == "os.symlink" else self._shown(whole_path(arguments[0]))
         where = Kind.FILE if self._is_inside(target) else Kind.OTHER
         self.reached(f"{event.removeprefix('os.')} {shown} -> {self._shown(target)}", where)
 
     def changed(self, what: str, path, *, at: int = -1) -> None:
-        whole = _path(path, at)
+        whole = whole_path(path, at)
         if whole.startswith(("/dev/null", "/dev/tty", "pipe:", "/memfd:", "socket:", "anon_inode:")):
             return
         self.reached(f"{what} {self._shown(whole)}", Kind.FILE if self._is_inside(whole) else Kind.OTHER)
 
     def started(self, _event: str, arguments: tuple) -> None:
-        self.reached(f"exec {_name(arguments[0])}", Kind.PROGRAM)
+        self.reached(f"exec {name_of(arguments[0])}", Kind.PROGRAM)
+
+    def was_started(self, program: str) -> None:
+        self.reached(f"started {name_of(program)}", Kind.PROGRAM)
+
+    def sent(self, kinds: str) -> None:
+        self.reached(f"netlink {kinds}", Kind.OTHER)
 
     def ioctl(self, _event: str, arguments: tuple) -> None:
         if arguments[1] not in _ASKING_IOCTLS:
@@ -222,7 +227,7 @@ class Failpoints:
 
     def connected(self, _event: str, arguments: tuple) -> None:
         family = arguments[0].family
-        where = _path(arguments[1]) if family == socket.AF_UNIX else family.name
+        where = whole_path(arguments[1]) if family == socket.AF_UNIX else family.name
         self.reached(f"connect {self._shown(where)}", Kind.OTHER, once=True)
 
     def bound(self, _event: str, arguments: tuple) -> None:
@@ -282,130 +287,5 @@ def steady(text: str) -> str:
     return text
 
 
-def fill(root: str) -> None:
-    """Leave no room, of bytes or of files, on the tmpfs at `root`: a real ENOSPC for every program, until it is lifted."""
-    for _ in range(100):
-        now = os.statvfs(root)
-        used = (now.f_blocks - now.f_bfree) * now.f_frsize
-        try:
-            remount(root, f"size={used},nr_inodes={now.f_files - now.f_ffree}")
-        except OSError as error:
-            # Something was written meanwhile, by another thread or by a program at work.
-            if error.errno != errno.EINVAL:
-                raise
-        else:
-            return
-    raise AssertionError(f"{root} is never still enough to be filled")
-
-
-def make_read_only(root: str) -> None:
-    """Lay a read-only view of the directory over itself: a real EROFS for every program, until it is lifted.
-
-    A real read-only remount is refused while anyone has a file open for writing, as every engine has its disk.
-    """
-    _mounted(root, root, _MS_BIND, None)
-    _mounted("none", root, _MS_BIND | _MS_REMOUNT | _MS_RDONLY, None)
-
-
-def remount(root: str, options: str) -> None:
-    _mounted("tmpfs", root, _MS_REMOUNT, options)
-
-
-def _mounted(source: str, root: str, flags: int, options: str | None) -> None:
-    texts = [None if text is None else text.encode() for text in (source, root, options)]
-    if _mount(texts[0], texts[1], None, ctypes.c_ulong(flags), texts[2]):
-        raise OSError(ctypes.get_errno(), f"mount {root} with {options or flags}")
-
-
-def _name(program) -> str:
-    return os.fsdecode(program).rpartition("/")[2]
-
-
 def _first_word(statement: str) -> str:
     return statement.split(maxsplit=1)[0].upper()
-
-
-def _path(given, at: int = -1) -> str:
-    """Return the whole path of what a call was given: a path, one relative to a descriptor, or a descriptor."""
-    if isinstance(given, int):
-        return _target(given)
-    path = os.fsdecode(given)
-    if at >= 0 and not path.startswith("/"):
-        path = f"{_target(at)}/{path}"
-    # As text: nothing is asked of the file system in the middle of what is tried.
-    return os.path.abspath(path)  # noqa: PTH100
-
-
-def _target(fd: int) -> str:
-    return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115  # a text, which need not be a path
-
-
-def _wrap_calls(points: Failpoints) -> None:
-    """Wrap what has a side effect and no audit event."""
-
-    def before(module, name: str) -> None:
-        call = getattr(module, name)
-
-        def wrapped(fd, *arguments, **named):
-            path = _path(fd)
-            if path.startswith("/"):
-                points.changed(name, path)
-            return call(fd, *arguments, **named)
-
-        setattr(module, name, wrapped)
-
-    for name in ("fsync", "fdatasync", "write", "writev", "pwrite", "pwritev", "posix_fallocate", "sendfile", "mknod"):
-        before(os, name)
-    send_signal = signal.pidfd_send_signal
-
-    def signalled(fd: int, number: int, *more) -> None:
-        if number:
-            points.reached(f"pidfd_send_signal {int(number)}", Kind.OTHER)
-        send_signal(fd, number, *more)
-
-    signal.pidfd_send_signal = signalled
-    begin = subprocess.Popen.__init__
-
-    def begun(self, argv, *arguments, **named) -> None:
-        begin(self, argv, *arguments, **named)
-        points.reached(f"started {_name(argv[0])}", Kind.PROGRAM)
-
-    subprocess.Popen.__init__ = begun
-
-
-def _wrap_sqlite(points: Failpoints) -> None:
-    class Announcing(sqlite3.Connection):
-        def execute(self, statement, *arguments):
-            points.announced(statement)
-            return super().execute(statement, *arguments)
-
-        def executemany(self, statement, *arguments):
-            points.announced(statement)
-            return super().executemany(statement, *arguments)
-
-        def backup(self, target, **named):
-            points.reached("sql backup", Kind.SQL)
-            return super().backup(target, **named)
-
-    connect = sqlite3.connect
-
-    def connected(database, *arguments, **named):
-        if str(database) == ":memory:":
-            return connect(database, *arguments, **named)
-        connection = connect(database, *arguments, **{"factory": Announcing, **named})
-        connection.set_trace_callback(points.traced)
-        return connection
-
-    sqlite3.connect = connected
-
-
-def _wrap_netlink(points: Failpoints) -> None:
-    from vmm.network import netlink
-
-    send = netlink._send
-
-    def sent(messages):
-        points.reached(f"netlink {'+'.join(str(message[0]) for message in messages)}", Kind.OTHER)
-        return send(messages)
-
-    netlink._send = sent

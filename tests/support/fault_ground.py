@@ -5,7 +5,6 @@ for real, flushing costs nothing, and nobody else sees it.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -22,14 +21,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import failpoints
+import fault_mounts
+from failpoints import steady
+from fault_kept import Kept
 
 from vmm.network import netlink
 
-_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
-_MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
-_MNT_DETACH = 2
-ROOM = "size=512m,nr_inodes=20000"
 # Tables that grow with what happened, and are to.
 _HISTORY = {"events", "meta", "notes"}
 _HISTORY_ROWS = re.compile(r"INSERT INTO \"(events|meta|notes|sqlite_sequence)\"")
@@ -38,35 +35,6 @@ _NUMBERS = re.compile(r"[0-9]{3,}[0-9:TZ-]*")
 # Copies of the database that a migration kept, and the journal of a write that was cut off, which the next one uses.
 _OF_THE_DATABASE = re.compile(r"state/(backups(/vmm-[^/]*)?|vmm\.db-journal)")
 _ID = re.compile(r"[0-9a-f]{32}")
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def enter(namespace: str, root: Path) -> None:
-    """Bring this process into a network namespace, and mount a tmpfs at `root` that only it and its children see.
-
-    Not by `ip netns exec`: that hides the host's cgroups.
-    """
-    with Path(f"/run/netns/{namespace}").open("rb") as there:
-        _checked(_libc.setns(there.fileno(), _CLONE_NEWNET), "setns")
-    _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
-    _mount("none", "/", None, _MS_REC | _MS_PRIVATE, None)
-    root.mkdir(parents=True, exist_ok=True)
-    _mount("tmpfs", str(root), "tmpfs", 0, f"{ROOM},mode=755")
-
-
-def bind(source: Path, target: Path) -> None:
-    _mount(str(source), str(target), None, _MS_BIND, None)
-
-
-def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None) -> None:
-    texts = [None if text is None else text.encode() for text in (source, target, kind, options)]
-    _checked(_libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
-
-
-def _checked(result: int, what: str) -> None:
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 @dataclass
@@ -77,12 +45,6 @@ class Ground:
     kept: Path
     ids: set[str] = field(default_factory=set)
     _supervisor: int | None = None
-
-    def lift(self) -> None:
-        """Give back the room that a fault took, and the right to write."""
-        while [line.split(" ")[1] for line in _mounts()].count(str(self.root)) > 1:
-            _checked(_libc.umount2(str(self.root).encode(), _MNT_DETACH), f"umount {self.root}")
-        failpoints.remount(str(self.root), ROOM)
 
     @contextlib.contextmanager
     def held_database(self) -> Iterator[None]:
@@ -175,32 +137,36 @@ class Ground:
 
     def rows(self) -> dict[str, int]:
         """Return how many rows each table has that is no history."""
-        path = self.root / "state" / "vmm.db"
-        if not path.exists():
-            return {}
-        with contextlib.closing(sqlite3.connect(path)) as connection:
+        with self._database() as connection:
             tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             counted = [table for table in tables if table not in _HISTORY and not table.startswith("sqlite_")]
             return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in counted}
 
     def records(self) -> str:
         """Return what the database says, without what differs from run to run, and without its history."""
-        found: list[str] = []
-        path = self.root / "state" / "vmm.db"
-        if path.exists():
-            with contextlib.closing(sqlite3.connect(path)) as connection:
-                found = [line for line in connection.iterdump() if not _HISTORY_ROWS.match(line)]
-        return _NUMBERS.sub("N", failpoints.steady("\n".join(found)))
+        with self._database() as connection:
+            found = [line for line in connection.iterdump() if not _HISTORY_ROWS.match(line)]
+        return _NUMBERS.sub("N", steady("\n".join(found)))
 
     def ids_now(self) -> set[str]:
         """Return the ids of the machines that are recorded now."""
-        path = self.root / "state" / "vmm.db"
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        with self._database() as connection:
             return {row[0] for row in connection.execute("SELECT id FROM machines")}
 
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """Open a copy of the database, with the journal of a write that was cut off: the next command finds both."""
+        copy = self.kept / "database" / "vmm.db"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        for name in ("vmm.db", "vmm.db-journal"):
+            copy.with_name(name).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(self.root / "state" / name, copy.with_name(name))
+        with contextlib.closing(sqlite3.connect(copy)) as connection:
+            yield connection
+
     def mounts(self) -> list[str]:
-        points = [line.split(" ")[1] for line in _mounts()]
-        return [_plain(point) for point in points if point.startswith(f"{self.root}/")]
+        return [_plain(point) for point in fault_mounts.points() if point.startswith(f"{self.root}/")]
 
     def cgroups(self) -> list[str]:
         """Return the cgroups that bear the id of a machine of ours."""
@@ -246,9 +212,9 @@ class Ground:
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
                 select.select([fd], [], [], 10)
                 os.close(fd)
-        for point in reversed([line.split(" ")[1] for line in _mounts()]):
+        for point in reversed(fault_mounts.points()):
             if point.startswith(f"{self.root}/"):
-                _libc.umount2(point.encode(), _MNT_DETACH)
+                fault_mounts.take_off(point)
         for path in self.cgroups():
             with contextlib.suppress(OSError):
                 Path(path).rmdir()
@@ -256,7 +222,7 @@ class Ground:
             netlink.remove_link(link)
         subprocess.run(["nft", "flush", "ruleset"], check=True)
 
-    def keep(self, name: str) -> "Kept":
+    def keep(self, name: str) -> Kept:
         """Remember the whole data directory as it is now."""
         copy = self.kept / name
         shutil.rmtree(copy, ignore_errors=True)
@@ -266,90 +232,8 @@ class Ground:
         return kept
 
 
-@dataclass
-class Kept:
-    """A data directory as it was; `back` makes it so again, touching only what has changed since."""
-
-    root: Path
-    copy: Path
-    entries: dict[str, tuple[os.stat_result, tuple[int, ...]]] = field(default_factory=dict)
-
-    def take(self) -> None:
-        for path in _walk(self.root):
-            seen = os.lstat(self.root / path)
-            if stat.S_ISSOCK(seen.st_mode):
-                # What an engine that is gone left; the next one removes it.
-                continue
-            self.entries[path] = (seen, _signature(seen))
-            target = self.copy / path
-            if stat.S_ISDIR(seen.st_mode):
-                target.mkdir()
-            elif stat.S_ISREG(seen.st_mode):
-                _copy(self.root / path, target)
-            else:
-                target.symlink_to((self.root / path).readlink())
-
-    def back(self) -> None:
-        for path in reversed(_walk(self.root)):
-            now = os.lstat(self.root / path)
-            known = self.entries.get(path)
-            same = known is not None and (stat.S_ISDIR(now.st_mode) or _signature(now) == known[1])
-            if not same:
-                (os.rmdir if stat.S_ISDIR(now.st_mode) else os.unlink)(self.root / path)
-        for path, (seen, _) in self.entries.items():
-            target = self.root / path
-            if not os.path.lexists(target):
-                self._make(path, target, seen)
-            elif stat.S_IMODE(os.lstat(target).st_mode) != stat.S_IMODE(seen.st_mode):
-                target.chmod(stat.S_IMODE(seen.st_mode))
-
-    def _make(self, path: str, target: Path, seen: os.stat_result) -> None:
-        if stat.S_ISDIR(seen.st_mode):
-            target.mkdir()
-        elif stat.S_ISLNK(seen.st_mode):
-            target.symlink_to((self.copy / path).readlink())
-        else:
-            _copy(self.copy / path, target)
-        os.chown(target, seen.st_uid, seen.st_gid, follow_symlinks=False)
-        if not stat.S_ISLNK(seen.st_mode):
-            target.chmod(stat.S_IMODE(seen.st_mode))
-        self.entries[path] = (seen, _signature(os.lstat(target)))
-
-
-def _walk(root: Path) -> list[str]:
-    """Return every path below `root`, relative to it, directories before what is in them."""
-    found = []
-    for directory, names, others in os.walk(root):
-        below = os.path.relpath(directory, root)
-        found += [os.path.normpath(f"{below}/{name}") for name in (*names, *others)]
-    return found
-
-
-def _signature(seen: os.stat_result) -> tuple[int, ...]:
-    return (seen.st_ino, seen.st_ctime_ns, seen.st_mtime_ns, seen.st_size, seen.st_mode)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file's data; holes stay holes."""
-    with source.open("rb") as reader, target.open("wb") as writer:
-        size = os.fstat(reader.fileno()).st_size
-        position = 0
-        while position < size:
-            try:
-                start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
-            except OSError:
-                break
-            position = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
-            os.pwrite(writer.fileno(), os.pread(reader.fileno(), position - start, start), start)
-        writer.truncate(size)
-
-
 def _plain(path: str) -> str:
     return _ID.sub("ID", path)
-
-
-def _mounts() -> list[str]:
-    return Path("/proc/self/mounts").read_text().splitlines()
 
 
 def _pids() -> list[int]:

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import fault_ground
+import fault_mounts
 import tiny_kernel
 
 _VERSION = "6.1.0-99-cloud-amd64"
@@ -79,4 +79,4 @@ def _stand_in(directory: Path, package: Path) -> None:
     for there in first.iterdir():
         if not (directory / there.name).exists():
             shutil.copy2(there, directory / there.name, follow_symlinks=False)
-    fault_ground.bind(directory, first)
+    fault_mounts.bind(directory, first)

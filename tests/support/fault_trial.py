@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import failpoints
 import fault_ground
+import fault_mounts
 import fault_verbs
-from failpoints import KILLED, Fault, Kind, Mode, happens_at, steady
+from failpoints import Fault, Kind, Mode, happens_at, steady
+from fault_judge import differences, host_part, is_supervisor, is_temporary, orphans, wrong_end
 from fault_runner import Ended, Runner
 from fault_verbs import SMALL, Verb
 
-# A SIGTERM that comes before anything is begun ends the process by itself, which shells show as 143.
-_CODES = {Mode.INT: {130}, Mode.TERM: {143, -15}}
 # Of a machine as it is shown: what differs between two machines that are the same.
 _VOLATILE = {"id", "pid", "created_at", "started_at"}
 Meddle = Callable[["Trials"], None]
@@ -111,11 +110,11 @@ class Trials:
         # A full disk is still full when the state is asked for, and a read-only one still read-only.
         seen = self._looked(verb, engine)
         wrong = list(seen.wrong)
-        self.ground.lift()
+        fault_mounts.lift(str(self.ground.root))
         state = (verb.title, self._state(seen))
         if code != 0 and not wrong and state in self._good:
             wrong = self._cleaned() if seen.rows or self.ground.processes() else []
-            self._dirty = bool(wrong) or _host(self.ground.inventory()) != _host(clean.left)
+            self._dirty = bool(wrong) or host_part(self.ground.inventory()) != host_part(clean.left)
             return wrong
         if code != 0:
             self.repeated += 1
@@ -124,7 +123,7 @@ class Trials:
                 wrong.append(f"repeated: {again.words}")
             seen = self._looked(verb, engine)
             wrong += [f"repeated, then {text}" for text in seen.wrong]
-        wrong += _differences("repeated, it differs", clean.final, self._final(seen))
+        wrong += differences("repeated, it differs", clean.final, self._final(seen))
         wrong += self._undone(clean)
         if not wrong:
             self._good.add(state)
@@ -139,8 +138,8 @@ class Trials:
             ended = self.runner.run(["reconcile"])
             wrong += [] if ended.code == 0 else [f"reconcile: {ended.words}"]
             left = self.ground.inventory()
-        self._dirty = bool(wrong) or _host(left) != _host(clean.left)
-        return wrong + _differences("all deleted, it differs", clean.left, left)
+        self._dirty = bool(wrong) or host_part(left) != host_part(clean.left)
+        return wrong + differences("all deleted, it differs", clean.left, left)
 
     def _state(self, looked: Looked) -> str:
         """Return all that the host shows, without what differs from run to run."""
@@ -158,15 +157,15 @@ class Trials:
         """Run the verb so that it meets the fault; return how it ended, and what is wrong with that."""
         if kind is not Kind.START:
             ended = self._vmm(verb, fault)
-            return ended, _wrong_end(ended, fault, kind)
+            return ended, wrong_end(ended, fault, kind)
         if fault.mode is Mode.READ_ONLY:
-            failpoints.make_read_only(str(self.ground.root))
+            fault_mounts.make_read_only(str(self.ground.root))
             ended = self._vmm(verb)
-            return ended, _wrong_end(ended, fault, kind)
+            return ended, wrong_end(ended, fault, kind)
         with self.ground.held_database():
             ended = self._vmm(verb)
             listed = self.runner.ask("list")
-        wrong = _wrong_end(ended, fault, kind)
+        wrong = wrong_end(ended, fault, kind)
         if listed.code != 0 and "The database is in use." not in listed.err:
             wrong.append(f"list while it is held: {listed.words}")
         return ended, wrong
@@ -174,7 +173,7 @@ class Trials:
     def prepare(self, verb: Verb) -> int | None:
         """Make the ground as the verb is to find it; return the pid of the engine of a machine that runs."""
         running = verb.ground is fault_verbs.Ground.RUNNING
-        self.ground.lift()
+        fault_mounts.lift(str(self.ground.root))
         self.ground.be_none()
         kept = self._keep(fault_verbs.Ground.STOPPED if running else verb.ground)
         if self._dirty or verb.cold:
@@ -210,9 +209,9 @@ class Trials:
             runs.append(Clean(ended.reached, final, self.ground.inventory()))
         first, second = (dict(run.boundaries) for run in runs)
         wrong += [f"a boundary of one run only: {key}" for key in sorted(first.keys() ^ second.keys())]
-        wrong += _differences("twice done, it differs", runs[0].final, runs[1].final)
-        wrong += _differences("twice deleted, it differs", runs[0].left, runs[1].left)
-        wrong += _orphans(runs[0].left)
+        wrong += differences("twice done, it differs", runs[0].final, runs[1].final)
+        wrong += differences("twice deleted, it differs", runs[0].left, runs[1].left)
+        wrong += orphans(runs[0].left)
         self._dirty = bool(wrong)
         return runs[0], wrong
 
@@ -274,7 +273,7 @@ class Trials:
         """Return what the host shows after a verb; a temporary file that a crash left may wait for the end."""
         shown = [{key: value for key, value in row.items() if key not in _VOLATILE} for row in looked.rows]
         seen = self.ground.inventory()
-        files = {path: what for path, what in seen["files"].items() if not _is_temporary(path)}
+        files = {path: what for path, what in seen["files"].items() if not is_temporary(path)}
         return {**seen, "files": files, "machines": shown}
 
     def _cleaned(self) -> list[str]:
@@ -304,7 +303,7 @@ class Trials:
             for pid in engines:
                 del processes[pid]
             wrong += self._untrue_row(row, engines)
-        wrong += [f"a process of no machine: {argv}" for argv in processes.values() if not _is_supervisor(argv)]
+        wrong += [f"a process of no machine: {argv}" for argv in processes.values() if not is_supervisor(argv)]
         if verb.leaves_running and [row["pid"] for row in rows] != [engine]:
             wrong.append(f"the machine that ran as {engine} is {rows}")
         if not any(row["name"] == self.name for row in rows):
@@ -339,84 +338,3 @@ class Trials:
             if listed is None or any(row.get("damaged") for row in listed) or [row["name"] for row in listed] != there:
                 wrong.append(f"{what} list: {asked.words}; there are {there}")
         return wrong
-
-
-def _wrong_end(ended: Ended, fault: Fault, kind: Kind) -> list[str]:
-    """Return what is wrong with how a command ended that met the fault."""
-    if not ended.struck and kind is not Kind.START:
-        return [f"the failpoint was never reached; {ended.words}"]
-    if fault.mode is Mode.KILL:
-        return [] if ended.code == KILLED else [f"it was killed and ended with {ended.words}"]
-    if "Traceback" in ended.err:
-        return [f"a trace: {_last_frame(ended.err)}"]
-    wrong: list[str] = []
-    if fault.mode in _CODES:
-        # Nothing is left to be undone when all is done.
-        allowed = _CODES[fault.mode] | ({0} if kind is Kind.END else set())
-        return wrong if ended.code in allowed else [*wrong, f"{fault.mode.value}: {ended.words}"]
-    told = "Error: " in ended.err and "To mend it: " in ended.err
-    if ended.code not in (0, 1) or (ended.code == 1 and not told):
-        wrong.append(ended.words)
-    return wrong
-
-
-def _last_frame(trace: str) -> str:
-    """Return what was raised, and the last line of vmm's own that it came from."""
-    lines = trace.strip().splitlines()
-    frames = [line.strip() for line in lines if "/vmm/" in line and line.strip().startswith("File ")]
-    return f"{lines[-1]} from {re.sub(r'/.*/vmm/', '', frames[-1]) if frames else 'nowhere'}"
-
-
-def _host(inventory: dict) -> dict:
-    """Return what is not in the data directory, which is put back before each trial in any case."""
-    return {part: what for part, what in inventory.items() if part not in ("files", "rows")}
-
-
-def _differences(when: str, wanted: dict, seen: dict) -> list[str]:
-    wrong: list[str] = []
-    for part in wanted.keys() | seen.keys():
-        one, other = wanted.get(part), seen.get(part)
-        if one == other:
-            continue
-        if part == "machines":
-            one, other = (
-                {f"{row['name']}.{key}": value for row in rows for key, value in row.items()} for rows in (one, other)
-            )
-        if isinstance(one, dict) and isinstance(other, dict):
-            keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-            # A directory stands for what is in it.
-            keys = [key for key in keys if key.rpartition("/")[0] not in keys]
-            wrong += [f"{when}: {part} {key}: {other.get(key)}, not {one.get(key)}" for key in keys]
-        elif part == "rules":
-            wrong.append(f"{when}: {_rules_differ(str(one), str(other))}")
-        else:
-            wrong.append(f"{when}: {part}: {other}, not {one}")
-    return wrong
-
-
-def _rules_differ(wanted: str, seen: str) -> str:
-    one, other = ({json.dumps(item) for item in json.loads(text)} for text in (wanted, seen))
-    return f"rules: has {sorted(other - one)}, not {sorted(one - other)}"
-
-
-def _orphans(left: dict) -> list[str]:
-    """Return what must not be there when every machine was deleted."""
-    wrong = [f"left: {path}" for path in left["files"] if _is_temporary(path)]
-    below = ("vms/", "sockets/", "jails/firecracker/", "state/locks/", "logs/")
-    wrong += [f"left: {path}" for path in left["files"] if path.startswith(below) and path != "logs/supervisor.log"]
-    wrong += [f"left: the link {link}" for link in left["links"] if link != "vmm-br0"]
-    wrong += [f"left: {count} rows in {table}" for table, count in left["rows"].items() if count]
-    wrong += [f"left: the mount {point}" for point in left["mounts"]]
-    wrong += [f"left: the cgroup {path}" for path in left["cgroups"]]
-    if '"elem"' in str(left["rules"]):
-        wrong.append("left: elements in the firewall")
-    return wrong
-
-
-def _is_temporary(path: str) -> bool:
-    hidden = any(part.startswith(".") for part in path.split("/"))
-    return (hidden and path != "ssh/.lock") or path.startswith("staging/")
-
-
-def _is_supervisor(argv: list[str]) -> bool:
-    return argv[-1] == "supervise"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import fault_commit
 import fault_ground
+import fault_mounts
 import fault_runner
 import fault_stock
 import fault_trial
@@ -27,7 +28,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     os.chdir("/")
-    fault_ground.enter(namespace, directory / "data")
+    fault_mounts.enter(namespace, directory / "data")
     ground = fault_ground.Ground(directory / "data", directory / "kept")
     name = f"m{os.getpid()}"
     fault_runner.import_vmm()
@@ -39,7 +40,7 @@ def main() -> None:
                 answers.write(json.dumps(_answer(trials, json.loads(line))) + "\n")
                 answers.flush()
         finally:
-            ground.lift()
+            fault_mounts.lift(str(ground.root))
             ground.sweep()
 
 

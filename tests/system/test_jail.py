@@ -141,13 +141,42 @@ def test_no_mode_is_wider_than_it_must_be_whatever_the_umask(lab: Host, engine: 
             assert path.name in ("vmlinux", "firecracker") or path.lstat().st_mode & 0o077 == 0, path
 
 
-def test_the_api_is_for_a_group_where_one_is_configured(lab: Host) -> None:
-    lab.vmm("create", "m", *SMALL)
-    lab.vmm("config", "set", "socket_group", GROUP)
+CONNECT = """
+import os, socket, sys
+gid, path = int(sys.argv[1]), sys.argv[2]
+os.setgroups([])
+os.setresgid(gid, gid, gid)
+os.setresuid(65534, 65534, 65534)
+socket.socket(socket.AF_UNIX).connect(path)
+"""
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("engine", ["firecracker", "qemu"])
+def test_the_api_is_for_a_group_where_one_is_configured_and_for_no_one_else(lab: Host, engine: str) -> None:
+    for parent in (lab.data_dir, *lab.data_dir.parents):
+        if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    gid, path = grp.getgrnam(GROUP).gr_gid, lab.data_dir / "sockets" / "m.sock"
+
+    def connects(group: int) -> bool:
+        done = sh(sys.executable, "-I", "-c", CONNECT, str(group), str(path), check=False)
+        assert done.returncode == 0 or "Permission denied" in done.stderr, done.stderr
+        return done.returncode == 0
+
+    lab.vmm("create", "m", *SMALL[:-1], engine)
     lab.start("m")
-    assert modes(lab.data_dir / "sockets" / "m.sock") == [("srw-rw----", 0, grp.getgrnam(GROUP).gr_gid)]
+    assert (connects(gid), connects(NOBODY)) == (False, False)
+    lab.vmm("config", "set", "socket_group", GROUP)
+    lab.vmm("restart", "m", "--force")
+    assert modes(path) == [("srw-rw----", 0, gid)]
+    assert (connects(gid), connects(NOBODY)) == (True, False)
     lab.vmm("config", "set", "socket_group", "nosuchgroup")
     assert "There is no group 'nosuchgroup'" in lab.fails("restart", "m", "--force")
+    (lab.data_dir / "config" / "config.toml").unlink()
+    lab.start("m")
+    assert modes(path.parent)[0][0] == "drwx------"
+    assert (connects(gid), connects(NOBODY)) == (False, False)
 
 
 # The device itself is opened before: on many hosts every user may.
@@ -473,9 +502,10 @@ def test_an_engine_that_wants_more_memory_than_it_may_have_fails_for_that_reason
     lab.vmm("create", "m", *QEMU, "--kernel", "eats", "--memory-limit", "16M")
     # The guest writes to all of its memory, and what qemu needs besides is more than the least that may be given.
     lab.vmm("start", "m", check=False)
-    wait_for(lambda: lab.machine("m")["state"] == "failed")
-    assert "more memory than --memory-limit leaves it" in lab.machine("m")["reason"]
-    wait_for(lambda: lab.events("m")[-1] == ("failed", lab.machine("m")["reason"]))
+    wait_for(lambda: lab.events("m")[-1][0] == "failed")
+    reason = lab.machine("m")["reason"]
+    assert "more memory than --memory-limit leaves it" in reason
+    assert lab.events("m")[-1] == ("failed", reason)
     lab.vmm("set", "m", "--memory-limit", "256M")
     pid = lab.start("m")
     wait_for(lambda: int(status_of(pid)["VmRSS"].split()[0]) > 128 << 10, what="the guest's memory")

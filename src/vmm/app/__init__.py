@@ -210,11 +210,13 @@ class HostSite:
 
     def running_leases(self) -> Sequence[tuple[Lease, Sequence[PortForward]]]:
         """Return lease and forwards of every machine that has an engine: what the whole firewall is rendered from."""
-        from vmm.model.lifecycle import LIVE
+        from vmm.model.lifecycle import LIVE, is_waiting
         from vmm.operations.observe import observed
 
         machines = [record for record in self.store.machines() if not isinstance(record, UnreadableRecord)]
-        live = [machine for machine in machines if observed(self, machine).state in LIVE]
+        seen = [observed(self, machine) for machine in machines]
+        # What waits for its restart gets its tap and rules with it.
+        live = [machine for machine in seen if machine.state in LIVE and not is_waiting(machine)]
         return [(machine.lease, self.store.forwards(machine.name)) for machine in live]
 
     @property

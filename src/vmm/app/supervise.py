@@ -113,6 +113,8 @@ class _Watch:
         except (OSError, VmmError) as error:
             # A database that cannot be read now (held, full, being restored) is no reason to leave the machines alone.
             print(error, file=sys.stderr, flush=True)  # noqa: T201  # its own log
+            if not self._site.config.paths.data_dir.exists():
+                self._machines = []
             return
         live = {machine.name: machine.process.pid for machine in self._machines if machine.process is not None}
         for name, (_, pid) in list(self._fds.items()):

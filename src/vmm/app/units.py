@@ -8,7 +8,7 @@ from vmm import TYPE_CHECKING
 from vmm.errors import NotFoundError, VmmError
 from vmm.host import own_group, systemd
 from vmm.model.event import EventKind
-from vmm.model.lifecycle import is_waiting
+from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import MachineState, Owner
 from vmm.operations.settle import restart_waiting, settle
 from vmm.operations.start import Mode, start
@@ -56,7 +56,7 @@ def ended_in_unit(site: HostSite, name: str) -> int:
         machine = site.store.machine(name)
     except NotFoundError:
         return 0
-    if machine.state is MachineState.STOPPING or not machine.wanted:
+    if machine.state not in LIVE or machine.state is MachineState.STOPPING or not machine.wanted:
         return 0
     # As systemd says it to its ExecStopPost (systemd.exec(5)).
     found = settle(site, name, out_of_memory=os.environ.get("SERVICE_RESULT") == "oom-kill")

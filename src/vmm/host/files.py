@@ -193,7 +193,7 @@ def sweep_staging(root: Path) -> list[str]:
 
 def _sweep(entry: Path) -> bool:
     """Remove a staging directory unless a living process holds it; return whether it did."""
-    with contextlib.suppress(FileNotFoundError, BlockingIOError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, BlockingIOError):
         fd = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -103,13 +103,7 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
                 env=environment(env),
                 cwd=cwd,
             )
-        with child:
-            try:
-                # An empty input is an end of file at once: what /dev/null would give.
-                said, complained = child.communicate((stdin or "").encode(), timeout_s)
-            except BaseException:
-                child.kill()
-                raise
+        said, complained = _communicated(child, stdin or "", timeout_s)
     raw: bytes | None = said
     completed = Completed(
         argv=tuple(argv),
@@ -124,6 +118,17 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
             resolution="Mend what it names, then try again; -v shows every program that vmm runs.",
         )
     return completed
+
+
+def _communicated(child: subprocess.Popen[bytes], stdin: str, timeout_s: float) -> tuple[bytes, bytes]:
+    """Give a child its input, and return what it said and complained of; it is ended when that is cut short."""
+    with child:
+        try:
+            # An empty input is an end of file at once: what /dev/null would give.
+            return child.communicate(stdin.encode(), timeout_s)
+        except BaseException:
+            child.kill()
+            raise
 
 
 class Streams(Value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, VmmError
+from vmm.model.lifecycle import LIVE
 from vmm.model.machine import MachineState
 from vmm.operations.observe import observed
 
@@ -45,14 +46,15 @@ def list_forwards(site: Site, name: str) -> tuple[PortForward, ...]:
 def remove_forward(site: Site, forward: PortForward) -> PortForward:
     """Take a forward out of force and forget it. Raises NotFoundError when the machine has none such."""
     with site.store.lock(forward.machine):
-        machine = observed(site, site.store.machine(forward.machine))
+        machine = site.store.machine(forward.machine)
         if forward not in site.store.forwards(forward.machine):
             raise NotFoundError(
                 f"The machine {forward.machine!r} has no forward {_words(forward)}.",
                 details=_known(site, forward.machine),
                 resolution=f"See its forwards: vmm port-forward list {forward.machine}",
             )
-        if machine.state is MachineState.RUNNING:
+        # As it is recorded: one whose engine has ended unnoticed has its rules still, and forgotten they would stay.
+        if machine.state in LIVE:
             site.network.close_forward(machine.lease, forward)
         site.store.remove_forward(forward)
         site.files.describe(machine, site.store.forwards(forward.machine))

@@ -96,24 +96,31 @@ def how_it_ended(site: Site, machine: Machine, *, out_of_memory: bool = False) -
     """
     from vmm.model.event import EventKind
 
-    def failed(reason: str) -> End:
-        return End(state=MachineState.FAILED, reason=reason, kind=EventKind.FAILED)
-
-    if machine.process is None or not machine.process.marker:
-        return failed(f"the vmm command that was {machine.state} it was ended before it was done")
+    if machine.state is MachineState.STOPPING:
+        # Its user, or a host that goes down, asked for that; how the engine went is no failure.
+        return End(state=MachineState.STOPPED, reason="it was being stopped", kind=EventKind.STOPPED)
     words = site.files.last_words(machine.name)
+    begun = machine.process is not None and machine.process.marker
+    if begun and _PANIC not in words:
+        if any(line in words for line in _POWERED_OFF):
+            return End(state=MachineState.STOPPED, reason="the guest powered off", kind=EventKind.ENDED)
+        if any(line in words for line in _REBOOTED):
+            return End(state=MachineState.STOPPED, reason="the guest rebooted", kind=EventKind.REBOOTED)
+    reason = _why_it_failed(site, machine, words, out_of_memory=out_of_memory)
+    return End(state=MachineState.FAILED, reason=reason, kind=EventKind.FAILED)
+
+
+def _why_it_failed(site: Site, machine: Machine, words: str, *, out_of_memory: bool) -> str:
+    if machine.process is None or not machine.process.marker:
+        return f"the vmm command that was {machine.state} it was ended before it was done"
     panic = next((line.strip() for line in words.splitlines() if _PANIC in line), None)
     if panic is not None:
-        return failed(f"the guest's kernel panicked: {panic}")
-    if any(line in words for line in _POWERED_OFF):
-        return End(state=MachineState.STOPPED, reason="the guest powered off", kind=EventKind.ENDED)
-    if any(line in words for line in _REBOOTED):
-        return End(state=MachineState.STOPPED, reason="the guest rebooted", kind=EventKind.REBOOTED)
+        return f"the guest's kernel panicked: {panic}"
     if out_of_memory or site.processes.ran_out_of_memory(machine.id):
-        return failed("its engine was killed: it wanted more memory than --memory-limit leaves it")
+        return "its engine was killed: it wanted more memory than --memory-limit leaves it"
     last = site.files.engine_words(machine.name).strip().rpartition("\n")[2]
     gone = f"its engine (pid {machine.process.pid}) is gone: killed, crashed, or the host was restarted"
-    return failed(f"{gone}; its last words: {last}" if last else gone)
+    return f"{gone}; its last words: {last}" if last else gone
 
 
 def _has_labels(machine: Machine, wanted: Mapping[str, str | None]) -> bool:

@@ -72,7 +72,7 @@ def _engines(site: Site, machines: Sequence[Machine]) -> dict[str, ProcessIdenti
 def _is_in_order(site: Site, machine: Machine, engine: ProcessIdentity | None, traces: Traces) -> bool:
     """Whether nothing is to be mended, as far as can be seen without the machine's lock."""
     if machine.state in LIVE:
-        return observed(site, machine).state in LIVE
+        return observed(site, machine) == machine
     return engine is None and not _traced(machine, traces) and site.files.is_made(machine.name)
 
 
@@ -102,6 +102,8 @@ def _mend_locked(site: Site, machine: Machine, engine: ProcessIdentity | None) -
     name = machine.name
     if machine.state in LIVE:
         found = settle_locked(site, machine)
+        if found.adopted:
+            return [Repair(subject=name, what=f"its engine runs, and was recorded as {machine.state}")]
         if found.end is None:
             return []
         return [Repair(subject=name, what=f"it was recorded as {machine.state}; {found.machine.reason}")]
@@ -144,6 +146,15 @@ def _mend_network(site: Site) -> list[Repair]:
     return [Repair(subject="network", what=what, done=what not in stays) for what in found]
 
 
+def _is_held(site: Site, name: str) -> bool:
+    """Whether a command is at work on the machine; one that was killed is not."""
+    try:
+        with site.store.lock(name, timeout_s=0.0):
+            return False
+    except ConflictError:
+        return True
+
+
 def _network_differences(site: Site) -> list[str]:
     # What waits for its restart gets its tap and rules with it.
     records = [record for record in site.store.machines() if isinstance(record, Machine) and not is_waiting(record)]
@@ -153,7 +164,7 @@ def _network_differences(site: Site) -> list[str]:
     at_work = {
         word
         for machine in records
-        if machine.state in (MachineState.STARTING, MachineState.STOPPING)
+        if machine.state in (MachineState.STARTING, MachineState.STOPPING) and _is_held(site, machine.name)
         for word in (machine.lease.tap, machine.lease.address)
     }
     return [what for what in found if at_work.isdisjoint(what.split())]

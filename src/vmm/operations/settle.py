@@ -12,7 +12,7 @@ from vmm.model.limits import HEALTHY_S, RESTARTS_MOST, restart_delay_s
 from vmm.model.machine import Machine, MachineState, Owner, RestartPolicy, Supervision
 from vmm.model.value import Value, replace
 from vmm.operations.clear import clear_away, release
-from vmm.operations.observe import End, how_it_ended, observed
+from vmm.operations.observe import End, find_engine, how_it_ended, observed
 from vmm.operations.start import Mode, start
 
 if TYPE_CHECKING:
@@ -23,11 +23,15 @@ _LOCK_S = 10.0
 
 
 class Settled(Value):
-    """What was found. `end` is None for a machine that had not just ended; `waits` for one that is to be restarted."""
+    """What was found. `end` is None for a machine that had not just ended; `waits` for one that is to be restarted.
+
+    `adopted`: it runs, which was not recorded, and is now.
+    """
 
     machine: Machine
     end: EventKind | None
     waits: bool
+    adopted: bool = False
 
 
 def settle(site: Site, name: str, *, out_of_memory: bool = False) -> Settled:
@@ -41,18 +45,29 @@ def settle(site: Site, name: str, *, out_of_memory: bool = False) -> Settled:
 
 def settle_locked(site: Site, machine: Machine, *, out_of_memory: bool = False) -> Settled:
     """Settle a machine whose lock the caller holds."""
-    seen = observed(site, machine)
+    seen = _seen(site, machine)
     if machine.state not in LIVE or seen.state in LIVE:
-        if seen.process is not None and seen.process != machine.process:
-            # The command that started it was ended before it could say which process it is.
+        adopted = seen.process is not None and (seen.state, seen.process) != (machine.state, machine.process)
+        if seen.process is not None and adopted:
+            # The command that started it was ended before it could say that it runs, or as which process.
             event = Happening(kind=EventKind.REPAIRED, detail=f"its engine runs (pid {seen.process.pid})")
             site.store.record(machine.name, seen.state, process=seen.process, event=event)
-        return Settled(machine=seen, end=None, waits=is_waiting(machine))
+        return Settled(machine=seen, end=None, waits=is_waiting(machine), adopted=adopted)
     end = how_it_ended(site, machine, out_of_memory=out_of_memory)
     release(site, machine)
     clear_away(site, machine)
     waits = _record(site, machine, end)
     return Settled(machine=site.store.machine(machine.name), end=end.kind, waits=waits)
+
+
+def _seen(site: Site, machine: Machine) -> Machine:
+    """Return the machine as the host shows it, whatever engine of it is recorded."""
+    seen = observed(site, machine)
+    if machine.state not in LIVE or seen.state in LIVE:
+        return seen
+    # A database of before that was put back by hand: what it knows is gone, and another engine has the disk.
+    engine = find_engine(site, machine)
+    return seen if engine is None else replace(machine, state=MachineState.RUNNING, process=engine)
 
 
 def restart_waiting(site: Site, name: str, *, owner: Owner | None) -> Machine:
@@ -70,9 +85,10 @@ def restart_waiting(site: Site, name: str, *, owner: Owner | None) -> Machine:
     except VmmError as error:
         with site.store.lock(name, timeout_s=_LOCK_S):
             failed = site.store.machine(name)
-            if failed.state is MachineState.FAILED and failed.wanted:
-                # The start has counted and cleared; what is left is to wait again, or to give up.
-                counted = replace(failed, supervision=machine.supervision)
+            if is_waiting(machine) and failed.state is MachineState.FAILED and failed.wanted:
+                # The start has counted and cleared; what is left is to wait again, or to give up. What did not come up
+                # has not run, however long it had run before.
+                counted = replace(failed, supervision=machine.supervision, started_at=None)
                 _record(site, counted, End(state=failed.state, reason=error.brief, kind=EventKind.FAILED))
         raise
 

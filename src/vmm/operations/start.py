@@ -168,17 +168,22 @@ def _admit(site: Site, machine: Machine, supervision: Supervision, *, overcommit
     if site.store.admit(name, process=me, supervision=supervision, host_mib=total) == 0 or total is None:
         return
     # Records of machines whose engines are gone, with nobody having noticed yet, do not count.
-    used = 0
-    for record in site.store.machines():
-        if not isinstance(record, UnreadableRecord) and record.name != name and observed(site, record).state in LIVE:
-            used += record.spec.memory_mib
-    if used + wish > total:
+    stale = sum(
+        record.spec.memory_mib
+        for record in site.store.machines()
+        if not isinstance(record, UnreadableRecord)
+        and record.name != name
+        and record.state in LIVE
+        and observed(site, record).state not in LIVE
+    )
+    lacking = site.store.admit(name, process=me, supervision=supervision, host_mib=total + stale)
+    if lacking:
+        used = lacking + total - wish
         raise ConflictError(
             f"The host has not the memory for the machine {name!r}.",
             details=f"It wants {wish} MiB; those that run have {used} of the host's {total} MiB.",
             resolution=f"Stop another, give it less (vmm set {name} --memory), or start it all the same: --overcommit",
         )
-    site.store.admit(name, process=me, supervision=supervision, host_mib=None)
 
 
 def _record_running(site: Site, machine: Machine, process: ProcessIdentity, started_at: str, *, restarts: int) -> None:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from vmm import TYPE_CHECKING
 from vmm.errors import EngineError, StateError, VmmError
 from vmm.model.event import EventKind, Happening
-from vmm.model.lifecycle import Verb, check_legal, is_needed, is_waiting
+from vmm.model.lifecycle import LIVE, Verb, check_legal, is_needed, is_waiting
 from vmm.model.machine import Machine, MachineState, Owner, ProcessIdentity
 from vmm.model.value import Value
 from vmm.operations.clear import clear_away, release
@@ -81,6 +81,10 @@ def delete(site: Site, name: str, *, force: bool = False) -> Deleted:
         check_legal(Verb.DELETE, machine, force=force)
         # Before anything is ended: a machine whose files stay would be killed for nothing.
         site.files.check_removable(name)
+        if machine.state in LIVE:
+            # As with stop: whatever happens to this command, nobody starts again what its user wants gone.
+            with contextlib.suppress(StateError):
+                site.store.record(name, MachineState.STOPPING, process=machine.process, wanted=False)
         if machine.process is not None and machine.process.marker:
             _kill(site, machine.process)
         release(site, machine)

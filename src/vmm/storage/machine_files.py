@@ -13,6 +13,7 @@ from vmm.model.value import Value
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from vmm.config import Paths
     from vmm.model.image import Image, Kernel
@@ -264,17 +265,25 @@ def turn_over(path: Path, older: Path | None) -> None:
             stream.truncate(0)
             stream.write(kept)
             return
-        fd = os.open(older, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - CONSOLE_BYTES))
-            while part := stream.read(1024 * 1024):
-                os.write(fd, part)
+            _keep(stream, older)
+        finally:
+            stream.truncate(0)
+
+
+def _keep(stream: BinaryIO, older: Path) -> None:
+    """Copy the rest of a stream; on a full disk, which this is against, nothing of it is kept, and nothing is wrong."""
+    with contextlib.suppress(OSError):
+        fd = os.open(older, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "wb", closefd=False) as kept:
+                while part := stream.read(1024 * 1024):
+                    kept.write(part)
         except OSError:
-            # A full disk is what this is against: the flood goes, with what could not be kept of it.
             os.ftruncate(fd, 0)
         finally:
             os.close(fd)
-            stream.truncate(0)
 
 
 def _size(path: Path) -> int:
