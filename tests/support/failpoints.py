@@ -210,7 +210,9 @@ class Failpoints:
         whole = whole_path(path, at)
         if whole.startswith(("/dev/null", "/dev/tty", "pipe:", "/memfd:", "socket:", "anon_inode:")):
             return
-        self.reached(f"{what} {self._shown(whole)}", Kind.FILE if self._is_inside(whole) else Kind.OTHER)
+        where = Kind.FILE if self._is_inside(whole) else Kind.OTHER
+        # A group is gone when the kernel has let go of its processes: it is tried until then.
+        self.reached(f"{what} {self._shown(whole)}", where, once=whole.startswith("/sys/fs/cgroup/"))
 
     def started(self, _event: str, arguments: tuple) -> None:
         self.reached(f"exec {name_of(arguments[0])}", Kind.PROGRAM)

@@ -24,7 +24,7 @@ def wrong_end(ended: Ended, fault: Fault, kind: Kind) -> list[str]:
         allowed = _CODES[fault.mode] | ({0} if kind is Kind.END else set())
         return wrong if ended.code in allowed else [*wrong, f"{fault.mode.value}: {ended.words}"]
     told = "Error: " in ended.err and "To mend it: " in ended.err
-    if ended.code not in (0, 1) or (ended.code == 1 and not told):
+    if ended.code not in (0, 1, 2) or (ended.code and not told):
         wrong.append(ended.words)
     return wrong
 

@@ -38,7 +38,8 @@ def fill(root: str) -> None:
         now = os.statvfs(root)
         used = (now.f_blocks - now.f_bfree) * now.f_frsize
         try:
-            _remount(root, f"size={used},nr_inodes={now.f_files - now.f_ffree}")
+            # A size of nothing means no limit. Without an inode the one page is out of reach.
+            _remount(root, f"size={used or 4096},nr_inodes={now.f_files - now.f_ffree}")
         except OSError as error:
             # Something was written meanwhile, by another thread or by a program at work.
             if error.errno != errno.EINVAL:

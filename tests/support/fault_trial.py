@@ -123,20 +123,32 @@ class Trials:
                 wrong.append(f"repeated: {again.words}")
             seen = self._looked(verb, engine)
             wrong += [f"repeated, then {text}" for text in seen.wrong]
-        wrong += differences("repeated, it differs", clean.final, self._final(seen))
+        wrong += self._other_than(clean, seen)
         wrong += self._undone(clean)
         if not wrong:
             self._good.add(state)
         return wrong
 
+    def _other_than(self, clean: Clean, seen: Looked) -> list[str]:
+        """Return in what the host differs from how the verb leaves it. What was left among files is for `reconcile`."""
+        final = self._final(seen)
+        wrong = []
+        if final["files"] != clean.final["files"]:
+            wrong = self._reconciled()
+            final["files"] = self._final(seen)["files"]
+        return wrong + differences("repeated, it differs", clean.final, final)
+
+    def _reconciled(self) -> list[str]:
+        self.reconciled += 1
+        ended = self.runner.run(["reconcile"])
+        return [] if ended.code == 0 else [f"reconcile: {ended.words}"]
+
     def _undone(self, clean: Clean) -> list[str]:
-        """Delete all; return what is wrong then. What a crash left among the files is for `reconcile` to take away."""
+        """Delete all; return what is wrong then. What was left among files is for `reconcile`."""
         wrong = self._cleaned()
         left = self.ground.inventory()
         if left["files"] != clean.left["files"]:
-            self.reconciled += 1
-            ended = self.runner.run(["reconcile"])
-            wrong += [] if ended.code == 0 else [f"reconcile: {ended.words}"]
+            wrong += self._reconciled()
             left = self.ground.inventory()
         self._dirty = bool(wrong) or host_part(left) != host_part(clean.left)
         return wrong + differences("all deleted, it differs", clean.left, left)

@@ -104,11 +104,12 @@ def test_a_storm_of_commands_leaves_nothing_untrue(tiny: Host) -> None:
     print(f"seed {seed}", file=sys.stderr)
     until = time.monotonic() + SECONDS
     with ThreadPoolExecutor(WORKERS) as pool:
-        workers = list(
-            pool.map(lambda n: Worker(tiny, random.Random(seed + n)).work(until), range(WORKERS))  # noqa: S311
-        )
+        workers = list(pool.map(lambda n: Worker(tiny, random.Random(seed + n)).work(until), range(WORKERS)))
     done = sum((worker.done for worker in workers), Counter[str]())
-    print(f"{sum(done.values())} verbs, the slowest {max(w.slowest_s for w in workers):.1f} s: {dict(done)}", file=sys.stderr)
+    print(
+        f"{sum(done.values())} verbs, the slowest {max(w.slowest_s for w in workers):.1f} s: {dict(done)}",
+        file=sys.stderr,
+    )
     wrong = [words for worker in workers for words in worker.wrong]
     assert not wrong, "\n".join(wrong[:10])
     assert sum(done.values()) >= LEAST_VERBS

@@ -176,7 +176,7 @@ def test_a_guest_whose_restart_fails_is_tried_again_and_told_of(lab: Host) -> No
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: len([kind for kind, _ in lab.events("m") if kind == "restarting"]) >= 2)
     told = lab.events("m")
-    assert any(kind == "restarting" and "has lost its disk" in why for kind, why in told), told
+    assert any(kind == "restarting" and "has lost its disk" in why for kind, why in told), "\n".join(map(str, told))
     assert lab.machine("m")["restarts"] >= 2
     disk.with_suffix(".away").rename(disk)
     wait_for(lambda: lab.machine("m")["state"] == "running")

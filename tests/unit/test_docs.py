@@ -8,7 +8,7 @@ import pytest
 TOP = Path(__file__).parents[2]
 # As the pages name a test: by its path below tests/.
 NAMED = re.compile(r"\b((?:unit|system)/[\w/]+\.py)::(\w+)")
-PAGES = sorted((TOP / "docs").rglob("*.md")) + [TOP / "README.md", TOP / "CONTRIBUTING.md"]
+PAGES = [*sorted((TOP / "docs").rglob("*.md")), TOP / "README.md", TOP / "CONTRIBUTING.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))

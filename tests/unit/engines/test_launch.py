@@ -171,7 +171,9 @@ def test_an_engine_that_ended_before_it_was_ready_is_not_waited_for(
     assert not identity.is_alive(process)
     plan.log.write_text("Error: no KVM\n")
     with pytest.raises(EngineError, match="ended at its start") as caught:
-        launch.await_running(plan, process, timeout_s=5, ask=lambda limit: EngineStatus.RUNNING, ready=plan.socket.exists)
+        launch.await_running(
+            plan, process, timeout_s=5, ask=lambda limit: EngineStatus.RUNNING, ready=plan.socket.exists
+        )
     assert caught.value.details == "Error: no KVM"
 
 
