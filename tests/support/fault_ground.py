@@ -99,8 +99,8 @@ class Ground:
 
     def links(self) -> dict[str, str]:
         """Return what every link but lo is: up, its address, its bridge, and whether it is isolated there."""
-        done = subprocess.run(["ip", "-j", "-d", "address"], capture_output=True, check=True)
-        return {link["ifname"]: _link_words(link) for link in json.loads(done.stdout) if link["ifname"] != "lo"}
+        said = subprocess.check_output(["ip", "-j", "-d", "address"])
+        return {link["ifname"]: _link_words(link) for link in json.loads(said) if link["ifname"] != "lo"}
 
     def settled(self, timeout_s: float = 20.0) -> None:
         """Wait until the supervisor has done what it does about an engine that has ended."""
@@ -114,8 +114,8 @@ class Ground:
 
     def rules(self) -> str:
         """Return the whole ruleset, in one order whatever the order of a set's elements in the kernel."""
-        done = subprocess.run(["nft", "-j", "list", "ruleset"], capture_output=True, check=True)
-        return json.dumps(_plain_rules(json.loads(done.stdout)["nftables"]), sort_keys=True)
+        said = subprocess.check_output(["nft", "-j", "list", "ruleset"])
+        return json.dumps(_plain_rules(json.loads(said)["nftables"]), sort_keys=True)
 
     def files(self) -> dict[str, str]:
         """Return what lies below the data directory: its kind, mode, owner, and size where that is no history."""

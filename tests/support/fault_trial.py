@@ -111,10 +111,12 @@ class Trials:
         seen = self._looked(verb, engine)
         wrong = list(seen.wrong)
         fault_mounts.lift(str(self.ground.root))
-        state = (verb.title, self._state(seen))
+        there = self.ground.inventory()
+        state = (verb.title, self._state(there, seen))
         if code != 0 and not wrong and state in self._good:
-            wrong = self._cleaned() if seen.rows or self.ground.processes() else []
-            self._dirty = bool(wrong) or host_part(self.ground.inventory()) != host_part(clean.left)
+            if self.ground.processes() or host_part(there) != host_part(clean.left):
+                wrong = self._cleaned()
+                self._dirty = bool(wrong) or host_part(self.ground.inventory()) != host_part(clean.left)
             return wrong
         if code != 0:
             self.repeated += 1
@@ -153,10 +155,10 @@ class Trials:
         self._dirty = bool(wrong) or host_part(left) != host_part(clean.left)
         return wrong + differences("all deleted, it differs", clean.left, left)
 
-    def _state(self, looked: Looked) -> str:
+    def _state(self, there: dict[str, object], looked: Looked) -> str:
         """Return all that the host shows, without what differs from run to run."""
         shown = [{key: value for key, value in row.items() if key not in _VOLATILE} for row in looked.rows]
-        seen = {**self.ground.inventory(), "records": self.ground.records(), "machines": shown}
+        seen = {**there, "records": self.ground.records(), "machines": shown}
         return steady(json.dumps(seen, sort_keys=True))
 
     def clean(self, verb: Verb) -> tuple[Clean, list[str]]:

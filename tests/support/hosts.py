@@ -73,8 +73,11 @@ class Host:
         return self.machine(name)["pid"]
 
     def events(self, name: str) -> list[tuple[str, str]]:
-        """Return what happened to a machine, as (kind, detail), the oldest first."""
-        return [(event["kind"], event["detail"]) for event in self.json("events", name)]
+        """Return what happened to a machine since it was created, as (kind, detail), the oldest first."""
+        found = [(event["kind"], event["detail"]) for event in self.json("events", name)]
+        # An earlier one may have had its name.
+        created = max((number for number, (kind, _) in enumerate(found) if kind == "created"), default=0)
+        return found[created:]
 
     def console(self, name: str) -> str:
         path = self.data_dir / "logs" / f"{name}.console"

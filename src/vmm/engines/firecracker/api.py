@@ -46,8 +46,10 @@ def _parse_head(socket: Path, head: bytes) -> tuple[int, int]:
 def _parse_body(socket: Path, status: int, content: bytes) -> dict[str, object]:
     try:
         answer: dict[str, object] = json.loads(content) if content.strip() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise silent(socket, f"its answer is no JSON: {error}") from error
+    if type(answer) is not dict:
+        raise silent(socket, "its answer is no JSON object")
     if status >= 300:
         raise EngineError(
             "Firecracker refused.",

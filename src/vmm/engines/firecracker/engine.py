@@ -122,9 +122,9 @@ class FirecrackerEngine(Value):
         from vmm.engines.sockets import silent
 
         state = api.request(socket, "GET", "/", timeout_s=timeout_s).get("state")
-        if state not in _STATUS:
+        if not isinstance(state, str) or state not in _STATUS:
             raise silent(socket, f"it reports the state {state!r}")
-        return _STATUS[str(state)]
+        return _STATUS[state]
 
     def press_power_button(self, socket: Path) -> bool:
         """Send Ctrl-Alt-Del. It reaches only guests with a PS/2 keyboard driver; others do not notice."""

@@ -38,7 +38,7 @@ def _ask(socket: Path, connection: BoundedSocket, question: object) -> object:
 def _object(socket: Path, line: bytes) -> dict[str, object]:
     try:
         answer: dict[str, object] = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise silent(socket, f"its answer is no JSON: {error}") from error
     if type(answer) is not dict:
         raise silent(socket, "its answer is no JSON object")
