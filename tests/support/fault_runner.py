@@ -10,6 +10,7 @@ import pkgutil
 import resource
 import select
 import signal
+import sqlite3
 import sys
 import traceback
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from failpoints import Failpoints, Fault, Kind
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Longer than any command here takes; one that takes it hangs.
 _HANGS_S = 60.0
+# How long a database that is held is waited for, where vmm waits for seconds.
+_BUSY_S = 0.2
 # What an image here needs; its checksum takes most of the time of an import.
 _SIZE_MIB = 16
 
@@ -72,9 +75,8 @@ def _lighten() -> None:
     stage1._GZIP_LEVEL = 1
     rootfs.SIZE_MIB = _SIZE_MIB
     sources.make_ext4 = lambda tree, out, *, size_mib: make_ext4(tree, out, size_mib=size_mib or _SIZE_MIB)
-    for name, module in sys.modules.items():
-        if name.startswith("vmm.storage.") and hasattr(module, "_BUSY_S"):
-            module._BUSY_S = 0.2
+    connect = sqlite3.connect
+    sqlite3.connect = lambda *given, timeout=5.0, **named: connect(*given, timeout=min(timeout, _BUSY_S), **named)
 
 
 class Runner:

@@ -83,8 +83,8 @@ class _Watch:
         self._looked = -_LOOK_AGAIN_S
         self._fds: dict[str, tuple[int, int]] = {}  # name -> pidfd, pid
         self._gone: dict[str, float] = {}  # name -> since when its engine is seen to be gone
-        self._children: dict[str, process.Begun] = {}
-        self._retry: dict[str, float] = {}
+        self._children: dict[str, tuple[Machine, process.Begun]] = {}
+        self._vain: dict[str, tuple[Machine, float]] = {}  # name -> what could not be settled, and since when
         self._consoles: dict[str, tuple[int, bool]] = {}  # name -> size, whether its end was looked at
 
     def until_idle(self) -> None:
@@ -139,7 +139,7 @@ class _Watch:
         """Deal with what is due, unless it is for the machine's owner to do, and the owner still has time."""
         since = self._gone.setdefault(machine.name, time.monotonic())
         if time.monotonic() - since >= _PATIENCE_S[machine.supervision.owner]:
-            self._settle(machine.name)
+            self._settle(machine)
 
     def _watch(self, machine: Machine, poller: select.poll) -> bool:
         """Open a pidfd of the machine's process; False when that is gone."""
@@ -177,22 +177,28 @@ class _Watch:
             looked = True
         self._consoles[name] = (size, looked if size == before else False)
 
-    def _settle(self, name: str) -> None:
-        busy = name in self._children or len(self._children) >= _CHILDREN
-        if busy or time.monotonic() < self._retry.get(name, 0.0):
+    def _settle(self, machine: Machine) -> None:
+        name = machine.name
+        if name in self._children or len(self._children) >= _CHILDREN:
+            return
+        vain, since = self._vain.get(name, (None, 0.0))
+        # One that has changed since, if only that its failed restart was counted, is another matter.
+        if vain == machine and time.monotonic() - since < _RETRY_S:
             return
         lock = files.confined(self._site.config.paths.locks, name)
         if lock.exists() and files.is_locked(lock):
             # A command is at work on it, and knows of its end: fifty that are stopped at once would be fifty of ours
             # in their way.
             return
-        self._children[name] = process.child([*own_command(self._site.config), "settle", name])
+        self._children[name] = (machine, process.child([*own_command(self._site.config), "settle", name]))
 
     def _reap(self) -> None:
-        for name, child in list(self._children.items()):
+        for name, (machine, child) in list(self._children.items()):
             code = child.ended()
             if code is not None:
                 del self._children[name]
-                self._retry[name] = time.monotonic() + (_RETRY_S if code else 0.0)
+                self._vain.pop(name, None)
+                if code:
+                    self._vain[name] = (machine, time.monotonic())
                 self._gone.pop(name, None)
                 self._looked = -_LOOK_AGAIN_S
