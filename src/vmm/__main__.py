@@ -29,7 +29,11 @@ def main() -> int:
             "  To mend it: see the limits of this shell (ulimit -a) and the room in memory (free -h), then try again.\n"
         )
         code = 1
-    return _left(code)
+    try:
+        return _left(code)
+    except KeyboardInterrupt:
+        # All was done, and what was to be said is said: what comes now changes nothing.
+        os._exit(code)
 
 
 def _left(code: int) -> int:

@@ -327,6 +327,9 @@ class FakeEngine:
     def holes(self) -> tuple[str, ...]:
         return self.known_holes
 
+    def adopt(self, machine_id: str, *, socket: Path, jails: Path, group: int | None) -> None:
+        self.log.do("adopt")
+
     def clean_up(self, machine_id: str, *, jails: Path) -> None:
         self.log.do("clean up")
         self.jails.discard(machine_id)
@@ -351,6 +354,9 @@ class FakeFiles:
 
     def is_made(self, name: str) -> bool:
         return name in self.made
+
+    def is_described(self, name: str) -> bool:
+        return name in self.described
 
     def check_removable(self, name: str) -> None:
         if self.stuck:

@@ -43,9 +43,16 @@ def sweep(site: HostSite) -> list[tuple[str, str]]:
     for name in sorted(there.sockets - names):
         (site.config.paths.sockets / f"{name}.sock").unlink(missing_ok=True)
         found.append((name, "a socket of no machine was left"))
-    for directory in (site.config.paths.staging, *_children(site.config.paths.machines)):
+    paths = site.config.paths
+    machines = _children(paths.machines)
+    for directory in (paths.staging, paths.ssh, *machines):
         swept = files.sweep_staging(directory)
         found += [(directory.name, f"the working directory {name} was left") for name in swept]
+    library = (*_children(paths.kernels), *_children(paths.images))
+    written = (paths.config.parent, paths.engines, paths.ssh, paths.state, paths.state / "units", paths.logs)
+    for directory in (*written, *machines, *library):
+        swept = files.sweep_temporaries(directory)
+        found += [(directory.name, f"the unfinished file {name} was left") for name in swept]
     # Last, for one that cannot be removed is an error.
     for machine_id in sorted(there.jails - ids):
         site.engine(EngineName.FIRECRACKER).clean_up(machine_id, jails=site.jails)

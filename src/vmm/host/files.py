@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # A directory of `staging_dir`: PREFIX-PID-RANDOM.
 _STAGING = r"[.a-z0-9]+-[0-9]+-[0-9a-f]{8}"
+# What `write_atomic` writes to before it renames.
+_TEMPORARY = r"\..+\.[0-9a-f]{12}"
 
 
 def confined(root: Path, name: str) -> Path:
@@ -75,6 +77,8 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, durable
         temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "wb") as stream:
+            # As long as it is held, nobody takes it for what a killed command left.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fchmod(fd, mode)
             stream.write(data)
             stream.flush()
@@ -189,6 +193,25 @@ def sweep_staging(root: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [entry.name for entry in entries if _sweep(entry)]
+
+
+def sweep_temporaries(root: Path) -> list[str]:
+    """Remove what killed commands had begun to write into `root` and not renamed yet; return the names."""
+    swept: list[str] = []
+    try:
+        entries = [entry for entry in root.iterdir() if re.fullmatch(_TEMPORARY, entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            fd = os.open(entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                entry.unlink()
+                swept.append(entry.name)
+            finally:
+                os.close(fd)
+    return swept
 
 
 def _sweep(entry: Path) -> bool:

@@ -201,6 +201,10 @@ class MachineFiles(Protocol):
         """Write down beside the disk what the database knows of the machine, for the day the database is lost."""
         ...
 
+    def is_described(self, name: str) -> bool:
+        """Whether what `describe` writes is there."""
+        ...
+
     def check_removable(self, name: str) -> None:
         """Raise HostError where its files cannot be removed (a read-only file system)."""
         ...
@@ -244,6 +248,10 @@ class Engine(Protocol):
 
     def holes(self) -> tuple[str, ...]:
         """Return what is published against the engine's program, a sentence each."""
+        ...
+
+    def adopt(self, machine_id: str, *, socket: Path, jails: Path, group: int | None) -> None:
+        """Give the API of an engine that runs its place, where the command that started it did not come to that."""
         ...
 
     def clean_up(self, machine_id: str, *, jails: Path) -> None:

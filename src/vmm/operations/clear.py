@@ -18,6 +18,17 @@ def release(site: Site, machine: Machine) -> None:
         site.network.detach(machine.lease, site.store.forwards(machine.name))
 
 
+def adopt(site: Site, machine: Machine) -> None:
+    """Take charge of an engine whose starter was ended before it was done with it.
+
+    That its API cannot be reached does not keep a machine from running.
+    """
+    engine = site.engine(machine.spec.engine)
+    with contextlib.suppress(VmmError):
+        engine.adopt(machine.id, socket=site.files.socket(machine.name), jails=site.jails, group=site.socket_group)
+    site.files.describe(machine, site.store.forwards(machine.name))
+
+
 def clear_away(site: Site, machine: Machine) -> None:
     """Remove what an engine that has ended left: its socket, its jail, its cgroup.
 

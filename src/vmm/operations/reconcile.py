@@ -45,6 +45,9 @@ def reconcile(site: Site) -> tuple[Repair, ...]:
     for machine in machines:
         if not _is_in_order(site, machine, engines.get(machine.name), traces):
             repairs += _mend(site, machine.name, engines.get(machine.name))
+        if not site.files.is_described(machine.name) and site.files.is_made(machine.name):
+            # One of a vmm that wrote none, or whose disk was full: what can be made again is no repair.
+            site.files.describe(machine, site.store.forwards(machine.name))
     repairs += _mend_network(site)
     repairs += _sweep(site)
     if any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine)):

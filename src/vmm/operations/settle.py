@@ -11,7 +11,7 @@ from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.limits import HEALTHY_S, RESTARTS_MOST, restart_delay_s
 from vmm.model.machine import Machine, MachineState, Owner, RestartPolicy, Supervision
 from vmm.model.value import Value, replace
-from vmm.operations.clear import clear_away, release
+from vmm.operations.clear import adopt, clear_away, release
 from vmm.operations.observe import End, find_engine, how_it_ended, observed
 from vmm.operations.start import Mode, start
 
@@ -52,6 +52,7 @@ def settle_locked(site: Site, machine: Machine, *, out_of_memory: bool = False) 
             # The command that started it was ended before it could say that it runs, or as which process.
             event = Happening(kind=EventKind.REPAIRED, detail=f"its engine runs (pid {seen.process.pid})")
             site.store.record(machine.name, seen.state, process=seen.process, event=event)
+            adopt(site, seen)
         return Settled(machine=seen, end=None, waits=is_waiting(machine), adopted=adopted)
     end = how_it_ended(site, machine, out_of_memory=out_of_memory)
     release(site, machine)

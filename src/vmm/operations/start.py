@@ -23,7 +23,7 @@ from vmm.model.machine import (
     UnreadableRecord,
 )
 from vmm.model.value import Value
-from vmm.operations.clear import clear_away
+from vmm.operations.clear import adopt, clear_away
 from vmm.operations.observe import find_engine, observed
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _begin(site: Site, name: str, mode: Mode, *, boot: bool) -> tuple[Machine, b
         already = not is_needed(Verb.START, machine.state) or _adopt(machine)
         if already and machine.process is not None:
             site.store.record(name, MachineState.RUNNING, process=machine.process, wanted=True)
+            adopt(site, machine)
         elif not already and boot:
             machine = _boot(site, machine, mode)
     return machine, already

@@ -187,6 +187,9 @@ class MachineDirectories(Value):
             text = description(machine, forwards)
             files.write_atomic(self._directory(machine.name) / "machine.json", text, mode=0o600, durable=False)
 
+    def is_described(self, name: str) -> bool:
+        return (self._directory(name) / "machine.json").exists()
+
     def check_removable(self, name: str) -> None:
         """Raise HostError where a machine's files cannot be removed."""
         for directory in (self._directory(name), self.paths.machines, self.paths.logs, self.paths.sockets):

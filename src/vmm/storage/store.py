@@ -26,6 +26,10 @@ _ANY = "0.0.0.0"  # noqa: S104  # "every address of the host", as forwards write
 _turn = _thread.RLock()
 
 
+# Machines that this process has removed, or found missing, while it held their locks.
+_removed: set[str] = set()
+
+
 class SqliteStore(Value):
     """What vmm remembers. `read_only` opens without any right to write, as a user without root does.
 
@@ -88,6 +92,7 @@ class SqliteStore(Value):
             )
             try:
                 connection.execute(rows.INSERT, rows.values_of(machine))
+                _removed.discard(spec.name)
                 _remember(connection, spec.name, _created(machine))
             except sqlite3.IntegrityError as error:
                 raise ConflictError(
@@ -163,16 +168,11 @@ class SqliteStore(Value):
 
     def remove(self, name: str, *, event: Happening | None = None) -> None:
         """Forget a machine and its forwards."""
-        # Here and below: whoever only reads goes without the hands that write.
-        from vmm.host import files
-
         self._make_room()
         with self._writing() as connection:
             connection.execute("DELETE FROM machines WHERE name = ?", (name,))
             _remember(connection, name, event)
-        with contextlib.suppress(OSError):
-            files.confined(self.locks, name).unlink(missing_ok=True)
-            files.confined(self.locks, f".unit-{name}").unlink(missing_ok=True)
+        _removed.add(name)
 
     def events(self, machine: str | None = None, *, after: int = 0, most: int = 1000) -> Sequence[Event]:
         """Return the newest `most` events after the one with the id `after`, the oldest first."""
@@ -259,10 +259,15 @@ class SqliteStore(Value):
             try:
                 yield
             except NotFoundError:
-                # Of a machine that is not there, a lock is not kept either.
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+                _removed.add(name)
                 raise
+            finally:
+                # Of a machine that is not there, a lock is not kept either; but to the end, for it may be made anew.
+                if name in _removed:
+                    _removed.discard(name)
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+                        files.confined(self.locks, f".unit-{name}").unlink(missing_ok=True)
 
     @property
     def _opening(self) -> Opening:

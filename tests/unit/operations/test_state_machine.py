@@ -38,6 +38,9 @@ from vmm.operations.start import start
 from vmm.operations.stop import delete, stop
 
 NAMES = st.sampled_from(["a", "b"])
+# Of those that there are, and of those that have an engine.
+KNOWN = st.runner().flatmap(lambda self: st.sampled_from(sorted(self.wanted)))
+LIVING = st.runner().flatmap(lambda self: st.sampled_from(self.living()))
 POLICIES = st.sampled_from(list(RestartPolicy))
 PORTS = st.sampled_from([8080, 8081])
 # The longest command has eleven steps.
@@ -67,10 +70,17 @@ def is_ended(*verbs: str, lives: bool | None = None):
     def names(self) -> list[str]:
         return [name for name in sorted(self.wanted) if lives is None or self.lives(name) is lives]
 
+    chosen = st.runner().flatmap(lambda self: st.sampled_from(names(self)))
+
     @precondition(names)
-    @rule(data=st.data(), verb=st.sampled_from(verbs), policy=POLICIES, port=PORTS, step=STEPS, death=DEATHS)
-    def is_ended(self, data, verb, policy, port, step, death):
-        self.end(verb, data.draw(st.sampled_from(names(self))), policy, port, step, death)
+    @rule(
+        verb=st.sampled_from(verbs), name=chosen, policy=POLICIES, port=PORTS, step=STEPS, death=DEATHS,
+        reconciled=st.booleans(),
+    )  # fmt: skip
+    def is_ended(self, verb, name, policy, port, step, death, reconciled):
+        self.end(verb, name, policy, port, step, death)
+        if reconciled:
+            self.reconciled()
 
     return is_ended
 
@@ -110,6 +120,9 @@ class Operations(RuleBasedStateMachine):
 
     def lives(self, name: str) -> bool:
         return bool(self.engines(self.records()[name]))
+
+    def living(self) -> list[str]:
+        return [name for name, machine in sorted(self.records().items()) if self.engines(machine)]
 
     def has_lost_its_disk(self, name: str) -> bool:
         return not self.site.files.is_made(name) and self.records()[name].started_at is not None
@@ -197,10 +210,8 @@ class Operations(RuleBasedStateMachine):
             self.wanted[name] = True
 
     @precondition(lambda self: self.wanted)
-    @rule(name=NAMES, force=st.booleans(), obeys=st.booleans())
+    @rule(name=KNOWN, force=st.booleans(), obeys=st.booleans())
     def stop(self, name: str, force: bool, obeys: bool) -> None:
-        if name not in self.wanted:
-            return
         self.site.guest.obeys = obeys
         self.command(lambda: stop(self.site, name, force=force, timeout_s=1.0))
         assert not self.lives(name)
@@ -208,12 +219,8 @@ class Operations(RuleBasedStateMachine):
         self.wanted[name] = False
 
     @precondition(lambda self: self.wanted)
-    @rule(name=NAMES, force=st.booleans())
+    @rule(name=KNOWN, force=st.booleans())
     def delete(self, name: str, force: bool) -> None:
-        if name not in self.wanted:
-            with pytest.raises(NotFoundError):
-                self.command(lambda: delete(self.site, name, force=force))
-            return
         if self.lives(name) and not force:
             with pytest.raises(ConflictError):
                 self.command(lambda: delete(self.site, name))
@@ -225,17 +232,14 @@ class Operations(RuleBasedStateMachine):
         del self.wanted[name]
 
     @precondition(lambda self: self.wanted)
-    @rule(name=NAMES, policy=POLICIES)
+    @rule(name=KNOWN, policy=POLICIES)
     def set(self, name: str, policy: RestartPolicy) -> None:
-        if name in self.wanted:
-            self.command(lambda: change(self.site, name, Changes(restart=policy)))
-            assert self.records()[name].spec.restart is policy
+        self.command(lambda: change(self.site, name, Changes(restart=policy)))
+        assert self.records()[name].spec.restart is policy
 
     @precondition(lambda self: self.wanted)
-    @rule(name=NAMES, port=PORTS)
+    @rule(name=KNOWN, port=PORTS)
     def forward(self, name: str, port: int) -> None:
-        if name not in self.wanted:
-            return
         taken = {known.host_port: known for known in self.site.store.forwards()}
         if port in taken:
             with pytest.raises(ConflictError):
@@ -249,33 +253,36 @@ class Operations(RuleBasedStateMachine):
 
     # Rules: what happens to the user
 
-    @precondition(lambda self: self.site.processes.running)
-    @rule(data=st.data(), how=st.sampled_from(list(ENDS)))
-    def an_engine_ends(self, data: st.DataObject, how: str) -> None:
-        running = {name: found for name, machine in self.records().items() if (found := self.engines(machine))}
-        name = data.draw(st.sampled_from(sorted(running)))
+    @precondition(lambda self: self.living())
+    @rule(name=LIVING, how=st.sampled_from(list(ENDS)), settled=st.booleans(), restart=st.booleans())
+    def an_engine_ends(self, name: str, how: str, settled: bool, restart: bool) -> None:
         self.site.files.consoles[name] = ENDS[how]
-        self.site.processes.end(running[name][0])
+        self.site.processes.end(self.engines(self.records()[name])[0])
+        if settled:
+            self.settle(name, restart=restart)
 
-    @rule(seconds=st.sampled_from([1, 30, 700]))
-    def time_passes(self, seconds: int) -> None:
-        self.site.clock.sleep(seconds)
-
-    @rule()
-    def someone_flushes_the_firewall(self) -> None:
-        self.site.network.flush()
-
-    @rule()
-    def the_host_reboots(self) -> None:
-        self.site.processes.reboot()
-        self.site.network.taps.clear()
-        self.site.network.flush()
+    @rule(what=st.sampled_from(["time passes", "is flushed", "reboots", "starts what ran", "is reconciled"]))
+    def the_host(self, what: str) -> None:
+        match what:
+            case "time passes":
+                self.site.clock.sleep(700)
+            case "is flushed":
+                self.site.network.flush()
+            case "reboots":
+                self.site.processes.reboot()
+                self.site.network.taps.clear()
+                self.site.network.flush()
+            case "starts what ran":
+                self.start_what_ran()
+            case _:
+                self.reconciled()
 
     @precondition(lambda self: self.wanted)
-    @rule(name=NAMES, restart=st.booleans())
+    @rule(name=KNOWN, restart=st.booleans())
     def the_supervisor_settles(self, name: str, restart: bool) -> None:
-        if name not in self.wanted:
-            return
+        self.settle(name, restart=restart)
+
+    def settle(self, name: str, *, restart: bool) -> None:
         before, lived = self.records()[name], self.lives(name)
         found = self.command(lambda: settle(self.site, name))
         waits = self.is_owed_a_restart(before, lived)
@@ -316,9 +323,7 @@ class Operations(RuleBasedStateMachine):
         if ended and before.state is not MachineState.STOPPING and self.how(before) == "power-off" and not waits:
             self.wanted[before.name] = False
 
-    @precondition(lambda self: self.wanted)
-    @rule()
-    def the_host_starts_what_ran(self) -> None:
+    def start_what_ran(self) -> None:
         records = self.records()
         owed = [
             name
@@ -333,12 +338,9 @@ class Operations(RuleBasedStateMachine):
     # Rules: what ends commands
 
     start_is_ended = is_ended("start", lives=False)
-    stop_is_ended = is_ended("stop", lives=True)
-    kill_is_ended = is_ended("kill", lives=True)
-    delete_is_ended = is_ended("delete")
-    settle_is_ended = is_ended("settle", lives=False)
-    reconcile_is_ended = is_ended("reconcile")
-    another_is_ended = is_ended("create", "set", "forward", "unforward")
+    stop_is_ended = is_ended("stop", "kill", "delete", lives=True)
+    settle_is_ended = is_ended("settle", "delete", lives=False)
+    another_is_ended = is_ended("create", "set", "forward", "unforward", "reconcile")
 
     def end(
         self, verb: str, name: str, policy: RestartPolicy, port: int, step: int, death: type[BaseException]
@@ -381,7 +383,6 @@ class Operations(RuleBasedStateMachine):
         if lives and not lived:
             assert after.wanted, "the wish is recorded before the engine is started"
 
-    @rule()
     def reconciled(self) -> None:
         for machine in self.records().values():
             self.account_for_power_off(
@@ -450,7 +451,7 @@ class Operations(RuleBasedStateMachine):
             case "set":
                 self.set("a", RestartPolicy.ALWAYS)
             case "settle":
-                self.the_supervisor_settles("a", restart=True)
+                self.settle("a", restart=True)
             case "reconcile":
                 self.reconciled()
             case "forward" | "unforward":
@@ -532,7 +533,7 @@ def test_any_order_of_anything() -> None:
     run_state_machine_as_test(
         Operations,
         settings=settings(
-            max_examples=50,
+            max_examples=60,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -68,12 +68,12 @@ class FirecrackerEngine(Value):
 
         jailer = self.binary.with_name("jailer")
         _refuse_missing(jailer, "Firecracker's jailer", f"sudo vmm setup --force; or: vmm set {plan.name} --no-jail")
-        jail = self._jail(plan, jails)
+        jail = self._jail(plan.id, jails)
         detour = launch.Detour(
             prepare=lambda: jailing.build(jail, plan),
             argv=lambda: jailing.arguments(jail, plan, jailer=jailer),
             pid=jail.pid,
-            ready=lambda: jailing.expose(jail, plan),
+            ready=lambda: jailing.expose(jail, plan.socket, group=plan.socket_group),
         )
         return launch.spawn_through(plan, detour, marker=jail.marker)
 
@@ -109,12 +109,19 @@ class FirecrackerEngine(Value):
     def _expose(self, plan: BootPlan, jails: Path) -> bool:
         from vmm.engines.firecracker import jail as jailing
 
-        return jailing.expose(self._jail(plan, jails), plan)
+        return jailing.expose(self._jail(plan.id, jails), plan.socket, group=plan.socket_group)
 
-    def _jail(self, plan: BootPlan, jails: Path) -> Jail:
+    def adopt(self, machine_id: str, *, socket: Path, jails: Path, group: int | None) -> None:
+        """Give the API of an engine that runs its place, where the command that started it did not come to that."""
         from vmm.engines.firecracker import jail as jailing
 
-        return jailing.Jail(base=jails, program=self.binary.resolve(), id=plan.id)
+        if not socket.exists():
+            jailing.expose(self._jail(machine_id, jails), socket, group=group)
+
+    def _jail(self, machine_id: str, jails: Path) -> Jail:
+        from vmm.engines.firecracker import jail as jailing
+
+        return jailing.Jail(base=jails, program=self.binary.resolve(), id=machine_id)
 
     def status(self, socket: Path, *, timeout_s: float = 2.0) -> EngineStatus:
         # Its API is asked once the process is on its way: what it takes to import that passes while it starts.

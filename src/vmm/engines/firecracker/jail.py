@@ -121,8 +121,8 @@ def _open_files() -> int:
     return _NO_FILE if most == resource.RLIM_INFINITY else min(_NO_FILE, most)
 
 
-def expose(jail: Jail, plan: BootPlan) -> bool:
-    """Give the API socket its place among the others, root's alone; False while it is not there yet.
+def expose(jail: Jail, place: Path, *, group: int | None) -> bool:
+    """Give the API socket its place among the others, root's alone (or also `group`'s); False while it is not there.
 
     What lies in the jail is its engine's to replace. So it is opened without following anything, looked at, and linked
     as what was looked at.
@@ -135,17 +135,17 @@ def expose(jail: Jail, plan: BootPlan) -> bool:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, f"{jail.socket} is no socket")
         there = f"/proc/self/fd/{fd}"
-        os.chown(there, 0, plan.socket_group or 0)
-        os.chmod(there, 0o660 if plan.socket_group is not None else 0o600)  # noqa: PTH101  # of the descriptor
+        os.chown(there, 0, group or 0)
+        os.chmod(there, 0o660 if group is not None else 0o600)  # noqa: PTH101  # of the descriptor
         # Python calls the link(2) that follows nothing unless it is given a directory, which an absolute path ignores.
-        os.link(there, plan.socket, src_dir_fd=fd, follow_symlinks=True)
+        os.link(there, place, src_dir_fd=fd, follow_symlinks=True)
     except FileExistsError:
         pass
     except OSError as error:
         raise HostError(
-            f"The API socket of {plan.name!r} cannot be reached.",
+            f"The API socket {place.name} cannot be reached.",
             details=str(error),
-            resolution=f"Stop it (vmm stop --force {plan.name}), and look at {jail.root}.",
+            resolution=f"Stop its machine (vmm stop --force {place.stem}), and look at {jail.root}.",
         ) from error
     finally:
         os.close(fd)
@@ -176,8 +176,7 @@ def _is_ours(path: Path) -> bool:
 
 def refuse_unsafe(base: Path) -> None:
     """Raise HostError where anyone but root could put something in the way to the jails (parents included)."""
-    if not base.is_dir():
-        files.make_dir(base, mode=0o700)
+    files.make_dir(base, mode=0o700)
     real = base.resolve()
     for path in (real, *real.parents):
         there = path.lstat()

@@ -60,6 +60,9 @@ class QemuEngine(Value):
         """Return nothing: the distribution mends its qemu."""
         return ()
 
+    def adopt(self, machine_id: str, *, socket: Path, jails: Path, group: int | None) -> None:
+        """Do nothing: qemu makes its socket in its place."""
+
     def clean_up(self, machine_id: str, *, jails: Path) -> None:
         """Do nothing: qemu leaves nothing but its socket."""
 
