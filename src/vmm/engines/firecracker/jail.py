@@ -79,7 +79,8 @@ def build(jail: Jail, plan: BootPlan) -> None:
     try:
         refuse_unsafe(jail.base)
         demolish(jail)
-        files.make_dir(jail.directory.parent, mode=0o700)
+        for directory in (jail.base, jail.directory.parent):
+            files.make_dir(directory, mode=0o700)
         jail.directory.mkdir(mode=0o700)
         jail.root.mkdir(mode=0o700)
         _place(plan.kernel, jail.root / _KERNEL)
@@ -176,7 +177,8 @@ def _is_ours(path: Path) -> bool:
 
 def refuse_unsafe(base: Path) -> None:
     """Raise HostError where anyone but root could put something in the way to the jails (parents included)."""
-    files.make_dir(base, mode=0o700)
+    if not base.is_dir():
+        files.make_dir(base, mode=0o700)
     real = base.resolve()
     for path in (real, *real.parents):
         there = path.lstat()
