@@ -33,7 +33,8 @@ _HISTORY_ROWS = re.compile(r"INSERT INTO \"(events|meta|notes|sqlite_sequence)\"
 # Times, pids, ticks: what a number says is seen elsewhere.
 _NUMBERS = re.compile(r"[0-9]{3,}[0-9:TZ-]*")
 # Copies of the database that a migration kept, and the journal of a write that was cut off, which the next one uses.
-_OF_THE_DATABASE = re.compile(r"state/(backups(/vmm-[^/]*)?|vmm\.db-journal)")
+# The reserve is made again by the next write that finds the room for it.
+_OF_THE_DATABASE = re.compile(r"state/(backups(/vmm-[^/]*)?|vmm\.db-journal|reserve)")
 _ID = re.compile(r"[0-9a-f]{32}")
 
 

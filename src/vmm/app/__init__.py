@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from vmm.network.host_network import HostNetwork
     from vmm.storage.machine_files import MachineDirectories
     from vmm.storage.store import SqliteStore
+
+
+# Longer than any exec takes, and shorter than anyone notices.
+_EXEC_S = 0.02
 
 
 def load_config(*, data_dir: Path | None = None, config_file: Path | None = None) -> Config:
@@ -72,7 +77,12 @@ class HostProcesses:
     def find(self, marker: str) -> ProcessIdentity | None:
         from vmm.host import identity
 
-        return identity.find(marker)
+        found = identity.find(marker)
+        if found is None:
+            # In the middle of its exec a process has no command line; what is looked for here may be at that.
+            time.sleep(_EXEC_S)
+            found = identity.find(marker)
+        return found
 
     def find_all(self, markers: Collection[str]) -> Mapping[str, ProcessIdentity]:
         from vmm.host import identity

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from vmm import TYPE_CHECKING
-from vmm.errors import ConflictError, NotFoundError, VmmError
+from vmm.errors import ConflictError, NotFoundError
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import MachineState
 from vmm.operations.observe import observed
 
 if TYPE_CHECKING:
+    from vmm.model.machine import Machine
     from vmm.model.network import PortForward
     from vmm.model.site import Site
 
@@ -27,15 +28,25 @@ def add_forward(site: Site, forward: PortForward) -> PortForward:
                 details="A program of the host listens on it.",
                 resolution=f"Choose another host port, or end the program: ss -lnp 'sport = :{forward.host_port}'",
             )
-        site.store.add_forward(forward)
+        _remember(site, forward, machine)
         if machine.state is MachineState.RUNNING:
             try:
                 site.network.open_forward(machine.lease, forward)
-            except VmmError:
+            except BaseException:
                 site.store.remove_forward(forward)
                 raise
         site.files.describe(machine, site.store.forwards(forward.machine))
     return forward
+
+
+def _remember(site: Site, forward: PortForward, machine: Machine) -> None:
+    try:
+        site.store.add_forward(forward)
+    except ConflictError:
+        # Its own, whose command may have been killed before it was in force.
+        if machine.state is MachineState.RUNNING and forward in site.store.forwards(forward.machine):
+            site.network.open_forward(machine.lease, forward)
+        raise
 
 
 def list_forwards(site: Site, name: str) -> tuple[PortForward, ...]:

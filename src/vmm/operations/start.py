@@ -155,9 +155,8 @@ def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
         _undo(site, machine, process, error)
         raise
     started = site.store.machine(name)
-    if machine.started_at is None:
-        # From now on its disk is one that a guest has used, and is never made anew.
-        site.files.describe(started, site.store.forwards(name))
+    # Its disk is one that a guest has used now, and is never made anew.
+    site.files.describe(started, site.store.forwards(name))
     return started
 
 

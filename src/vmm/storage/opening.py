@@ -67,7 +67,27 @@ class Opening(Value):
         """Open what is there for reading; an empty or an older one is read as a copy in memory, brought up to date."""
         if not self.path.exists():
             return self._in_memory(None, 0)
-        self._finish_interrupted()
+        try:
+            self._finish_interrupted()
+            return self._as_it_is()
+        except sqlite3.OperationalError as error:
+            if "readonly" not in str(error):
+                raise
+            return self._undone_elsewhere()
+
+    def _undone_elsewhere(self) -> sqlite3.Connection:
+        """Return a copy in memory, without what a killed command was writing, where that cannot be undone in place."""
+        import shutil
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="vmm-") as directory:
+            copy = os.path.join(directory, "copy.db")  # noqa: PTH118  # as a text, for SQLite
+            for suffix in ("", "-journal"):
+                shutil.copyfile(f"{self.path}{suffix}", f"{copy}{suffix}")
+            with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as there:
+                return self._in_memory(there, schema.read_version(there, str(self.path)))
+
+    def _as_it_is(self) -> sqlite3.Connection:
         # What a URI takes for its own is written as its code.
         quoted = str(self.path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         there = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None)
