@@ -92,11 +92,15 @@ class Ground:
     def quiet(self, session: int, timeout_s: float = 20.0) -> list[int]:
         """Wait for the programs that a killed vmm left at work; return those that stay."""
         deadline = time.monotonic() + timeout_s
-        while left := _of_session(session):
+        while left := _of_session(session) + self._jailers():
             if time.monotonic() > deadline:
                 return left
             time.sleep(0.002)
         return []
+
+    def _jailers(self) -> list[int]:
+        """Return the jailers at work, which have sessions of their own, and their children that are no engine yet."""
+        return [pid for pid, arguments in self.processes().items() if arguments[0].endswith("/jailer")]
 
     def links(self) -> dict[str, str]:
         """Return what every link but lo is: up, its address, its bridge, and whether it is isolated there."""

@@ -16,7 +16,7 @@ from hosts import Host, wait_for
 pytestmark = pytest.mark.system
 
 SMALL = ("--kernel", "tiny", "--image", "tiny", "--disk", "256", "--memory", "128", "--engine", "firecracker")
-WORKERS, MACHINES, SECONDS, LEAST_VERBS = 16, 40, 30, 200
+WORKERS, MACHINES, SECONDS, LEAST_VERBS = 16, 40, 120, 200
 # What a command may answer to what another did a moment before.
 FAIR = (
     "There is no machine",
@@ -92,7 +92,7 @@ def engines(host: Host) -> dict[str, int]:
             continue
         for word in words:
             machine = word.decode(errors="replace").removeprefix("/").removesuffix(".sock")
-            if machine in known and words[0].endswith(b"firecracker"):
+            if word.endswith(b".sock") and machine in known and words[0].endswith(b"firecracker"):
                 assert machine not in found, f"two engines of {machine}"
                 found[machine] = int(entry.name)
     return found

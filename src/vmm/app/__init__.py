@@ -57,7 +57,10 @@ def open_site(*, data_dir: Path | None = None, config_file: Path | None = None, 
 
 
 class HostProcesses:
-    """The host's processes, as the operations know them."""
+    """The host's processes, as the operations know them; `uids` are the first and the last of the engines' user ids."""
+
+    def __init__(self, uids: tuple[int, int]) -> None:
+        self._uids = uids
 
     def is_alive(self, process: ProcessIdentity) -> bool:
         from vmm.host import identity
@@ -77,17 +80,17 @@ class HostProcesses:
     def find(self, marker: str) -> ProcessIdentity | None:
         from vmm.host import identity
 
-        found = identity.find(marker)
+        found = identity.find(marker, uids=self._uids)
         if found is None:
             # In the middle of its exec a process has no command line; what is looked for here may be at that.
             time.sleep(_EXEC_S)
-            found = identity.find(marker)
+            found = identity.find(marker, uids=self._uids)
         return found
 
     def find_all(self, markers: Collection[str]) -> Mapping[str, ProcessIdentity]:
         from vmm.host import identity
 
-        return identity.find_all(markers)
+        return identity.find_all(markers, uids=self._uids)
 
     def ran_out_of_memory(self, machine_id: str) -> bool:
         from vmm.host import cgroups
@@ -204,7 +207,7 @@ class HostSite:
 
     @property
     def processes(self) -> HostProcesses:
-        return HostProcesses()
+        return HostProcesses(self.config.uids)
 
     @property
     def network(self) -> HostNetwork:

@@ -77,15 +77,17 @@ def kill(process: ProcessIdentity) -> None:
         ) from error
 
 
-def find(marker: str) -> ProcessIdentity | None:
-    """Return the process whose command line has `marker` as one argument, or None. Walks /proc: for repairs only."""
-    return find_all((marker,)).get(marker)
+def find(marker: str, *, uids: tuple[int, int] | None = None) -> ProcessIdentity | None:
+    """Return the engine whose command line has `marker` as one argument, or None. Walks /proc: for repairs only."""
+    return find_all((marker,), uids=uids).get(marker)
 
 
-def find_all(markers: Collection[str]) -> dict[str, ProcessIdentity]:
-    """Return the processes that have one of the markers in their command line, by it: one walk over /proc.
+def find_all(markers: Collection[str], *, uids: tuple[int, int] | None = None) -> dict[str, ProcessIdentity]:
+    """Return the engines that have one of the markers in their command line, by it: one walk over /proc.
 
-    Of several the youngest: the jailer, which has it too, is older than what it starts, and ends.
+    What is in a command line is anybody's to choose. So with `uids`, the first and last of the engines' user ids, only
+    processes count that have one of these, or are root's and lead a session, as what is typed into a shell does not. Of
+    several the youngest: the jailer, which has it too, is older than what it starts, and ends.
     """
     wanted = {marker.encode(): marker for marker in markers}
     found: dict[str, tuple[int, int]] = {}
@@ -101,10 +103,21 @@ def find_all(markers: Collection[str]) -> dict[str, ProcessIdentity]:
         if b"unix:" in line:
             words |= {word for word in wanted if word in line.replace(b",,", b",") and _is_in(line, word)}
         stat = _stat(int(entry)) if words else None
-        if stat is not None and stat[0] != "Z":
+        if stat is not None and stat[0] != "Z" and _may_be_engine(int(entry), uids):
             for word in words:
                 found[wanted[word]] = max(found.get(wanted[word], (0, 0)), (stat[1], int(entry)))
     return {marker: of(pid, marker=marker) for marker, (_, pid) in found.items()}
+
+
+def _may_be_engine(pid: int, uids: tuple[int, int] | None) -> bool:
+    if uids is None:
+        return True
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        uid = next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
+        return uids[0] <= uid <= uids[1] or (uid == 0 and os.getsid(pid) == pid)
+    except OSError:
+        return False
 
 
 def _is_in(line: bytes, wanted: bytes) -> bool:

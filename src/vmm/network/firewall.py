@@ -100,10 +100,8 @@ class Firewall(Value):
 
     def replace(self, attached: Iterable[tuple[Lease, Sequence[PortForward]]]) -> None:
         """Replace the tables by what these machines need, in one transaction."""
-        out = f'"{self.host_interface}"' if self.host_interface else f'!= "{self.bridge}"'
-        tables = _TABLES.format(bridge=self.bridge, subnet=self.subnet.cidr, out=out)
         elements = [line for lease, forwards in attached for line in _elements("add", lease, forwards)]
-        _nft(tables + "\n".join(elements) + "\n")
+        _nft(self._tables() + "\n".join(elements) + "\n")
 
     def exists(self) -> bool:
         """Whether a table of ours is there."""
@@ -125,7 +123,11 @@ class Firewall(Value):
                 else:
                     key = (forward.protocol.value, forward.host_address, str(forward.host_port))
                     wanted["ip", "ports_at"].add((*key, *target))
-        return inspection.differences(wanted, _rule_counts())
+        return inspection.differences(wanted, _rule_counts(), inspection.rules_of(self._tables()))
+
+    def _tables(self) -> str:
+        out = f'"{self.host_interface}"' if self.host_interface else f'!= "{self.bridge}"'
+        return _TABLES.format(bridge=self.bridge, subnet=self.subnet.cidr, out=out)
 
     def begin_admit(self, lease: Lease, forwards: Sequence[PortForward]) -> Callable[[], bool]:
         """Begin to add one machine's elements, and return what waits for the end of it.

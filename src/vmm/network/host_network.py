@@ -79,6 +79,8 @@ class HostNetwork(Value):
         if not links.bridge_is_whole(self.bridge_name, self.subnet):
             found.append(f"the bridge {self.bridge_name} was gone, down, or without its address")
         found += self._firewall.differences(attached)
+        if self._firewall.is_dropped_by_others():
+            found.append("another firewall dropped what machines send")
         there = set(links.taps())
         found += [f"the tap {lease.tap} is gone" for lease, _ in attached if lease.tap not in there]
         return found

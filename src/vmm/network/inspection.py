@@ -8,25 +8,46 @@ from vmm import TYPE_CHECKING
 from vmm.host import process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
 # (family, set or map) -> its elements, each as its parts in nft's order.
 Elements = dict[tuple[str, str], set[tuple[str, ...]]]
+# (family, chain) -> its rules in their order, each as nft's JSON has it.
+Rules = dict[tuple[str, str], list["Any"]]
 
 
-def differences(wanted: Elements, rules: Mapping[tuple[str, str], int]) -> list[str]:
-    """Return what of the tables is not as it should be, a sentence each; `rules` counts them by (family, chain)."""
+def rules_of(tables: str) -> Rules | None:
+    """Return the rules of these tables as nft writes them when they stand: in a network namespace that is gone at once.
+
+    None where none can be made, as in a container that may not.
+    """
+    # As an argument: what nft reads from a pipe while it writes JSON must be JSON too.
+    echo = process.run(["unshare", "--net", "nft", "--json", "--echo", tables], check=False)
+    if echo.code != 0:
+        return None
+    return _rules(entry["add"] for entry in json.loads(echo.stdout)["nftables"] if "add" in entry)
+
+
+def differences(wanted: Elements, counts: Mapping[tuple[str, str], int], rules: Rules | None = None) -> list[str]:
+    """Return what of the tables is not as it should be, a sentence each.
+
+    `counts` are those of the rules by (family, chain); `rules` themselves may not be known.
+    """
     found: list[str] = []
     for family in ("ip", "bridge"):
         listing = process.run(["nft", "-j", "list", "table", family, "vmm"], check=False)
         if listing.code != 0:
             found.append(f"the firewall's table {family} vmm was gone")
             continue
-        has, counted = _parsed(family, listing.stdout)
-        for key, count in rules.items():
-            if key[0] == family and counted.get(key, 0) != count:
-                found.append(f"the chain {key[1]} of {family} vmm had {counted.get(key, 0)} rules of {count}")
+        entries = json.loads(listing.stdout)["nftables"]
+        has, standing = _elements(family, entries), _rules(entries)
+        for key, count in counts.items():
+            there = standing.get(key, [])
+            if key[0] == family and len(there) != count:
+                found.append(f"the chain {key[1]} of {family} vmm had {len(there)} rules of {count}")
+            elif key[0] == family and rules is not None and there != rules.get(key, []):
+                found.append(f"the chain {key[1]} of {family} vmm had other rules")
         for key, elements in wanted.items():
             if key[0] != family:
                 continue
@@ -35,18 +56,26 @@ def differences(wanted: Elements, rules: Mapping[tuple[str, str], int]) -> list[
     return found
 
 
-def _parsed(family: str, text: str) -> tuple[Elements, dict[tuple[str, str], int]]:
-    elements: Elements = {}
-    counted: dict[tuple[str, str], int] = {}
-    for entry in json.loads(text)["nftables"]:
+def _rules(entries: Iterable[Any]) -> Rules:
+    found: Rules = {}
+    for entry in entries:
         match entry:
-            case {"rule": {"chain": str(chain)}}:
-                counted[family, chain] = counted.get((family, chain), 0) + 1
+            case {"rule": {"family": str(family), "chain": str(chain), **rest}}:
+                found.setdefault((family, chain), []).append(rest.get("expr"))
+            case _:
+                pass
+    return found
+
+
+def _elements(family: str, entries: Iterable[Any]) -> Elements:
+    elements: Elements = {}
+    for entry in entries:
+        match entry:
             case {"set": {"name": str(name), "elem": found}} | {"map": {"name": str(name), "elem": found}}:
                 elements[family, name] = {tuple(_parts(element)) for element in found}
             case _:
                 pass
-    return elements, counted
+    return elements
 
 
 def _parts(value: Any) -> Iterator[str]:  # noqa: ANN401  # nft's JSON

@@ -139,12 +139,14 @@ def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
     # What will outlive this process is recorded before it is made: from here on the row says that we are at it.
     _admit(site, machine, supervision, overcommit=mode.overcommit or mode.again)
     process: ProcessIdentity | None = None
+    spawning = False
     try:
         with site.network.attaching(machine.lease, site.store.forwards(name), uid=site.uid_of(machine)):
             engine = site.engine(machine.spec.engine)
             plan = _plan(site, machine, supervision.owner)
             started_at = now()
             site.files.mark_boot(name, at=started_at)
+        spawning = True
         process = engine.spawn(plan)
         site.store.record(name, MachineState.STARTING, process=process, started_at=started_at)
         if mode.wait is not Wait.NONE:
@@ -152,7 +154,8 @@ def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
             engine.await_running(plan, process, timeout_s=limit)
         _record_running(site, machine, process, started_at, restarts=restarts)
     except BaseException as error:
-        _undo(site, machine, process, error)
+        if spawning or not _runs_all_along(site, machine):
+            _undo(site, machine, process, error)
         raise
     started = site.store.machine(name)
     # Its disk is one that a guest has used now, and is never made anew.
@@ -257,6 +260,17 @@ def _warnings(site: Site, machine: Machine) -> tuple[str, ...]:
             if site.store.note_once(f"warned: {hole}"):
                 said.append(f"{hole} Get a newer release: sudo vmm setup --force (vmm doctor keeps naming it).")
     return tuple(said)
+
+
+def _runs_all_along(site: Site, machine: Machine) -> bool:
+    """Whether an engine runs that this start did not make: a database that was restored does not know of it."""
+    engine = find_engine(site, machine)
+    if engine is None:
+        return False
+    event = Happening(kind=EventKind.REPAIRED, detail=f"its engine runs (pid {engine.pid})")
+    with contextlib.suppress(StateError):
+        site.store.record(machine.name, MachineState.RUNNING, process=engine, wanted=True, event=event)
+    return True
 
 
 def _undo(site: Site, machine: Machine, process: ProcessIdentity | None, error: BaseException) -> None:

@@ -83,6 +83,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     tables = {"ip": account(IP), "bridge": account(BRIDGE)}
 
     def run(argv, **how):
+        if argv[0] == "unshare":
+            # As in a container that may make no namespace: then the rules are counted, and not compared.
+            return process.Completed(argv=tuple(argv), code=1, stdout="", stderr="not permitted")
         assert argv[:4] == ["nft", "-j", "list", "table"]
         said = tables.get(argv[4])
         missing = "Error: No such file or directory"

@@ -30,7 +30,7 @@ from vmm.model.network import PortForward, Protocol
 from vmm.operations.change import Changes, change
 from vmm.operations.create import CreateRequest, create
 from vmm.operations.forwards import add_forward, remove_forward
-from vmm.operations.host_boot import autostart
+from vmm.operations.host_boot import autostart, autostop
 from vmm.operations.observe import observed
 from vmm.operations.reconcile import reconcile
 from vmm.operations.settle import restart_waiting, settle
@@ -159,6 +159,7 @@ class Operations(RuleBasedStateMachine):
             "start": lambda: start(self.site, name),
             "stop": lambda: stop(self.site, name, timeout_s=1.0),
             "kill": lambda: stop(self.site, name, force=True),
+            "quit": lambda: stop(self.site, name, force=True, keep_wanted=True),
             "delete": lambda: delete(self.site, name, force=True),
             "set": lambda: change(self.site, name, Changes(restart=policy)),
             "forward": lambda: add_forward(self.site, forward(name, port)),
@@ -261,14 +262,18 @@ class Operations(RuleBasedStateMachine):
         if settled:
             self.settle(name, restart=restart)
 
-    @rule(what=st.sampled_from(["time passes", "is flushed", "reboots", "starts what ran", "is reconciled"]))
+    @rule(
+        what=st.sampled_from(["time passes", "is flushed", "crashes", "goes down", "starts what ran", "is reconciled"])
+    )
     def the_host(self, what: str) -> None:
         match what:
             case "time passes":
                 self.site.clock.sleep(700)
             case "is flushed":
                 self.site.network.flush()
-            case "reboots":
+            case "goes down":
+                self.go_down()
+            case "crashes":
                 self.site.processes.reboot()
                 self.site.network.taps.clear()
                 self.site.network.flush()
@@ -323,6 +328,13 @@ class Operations(RuleBasedStateMachine):
         if ended and before.state is not MachineState.STOPPING and self.how(before) == "power-off" and not waits:
             self.wanted[before.name] = False
 
+    def go_down(self) -> None:
+        """Have every machine stopped because the host goes down: that is nobody's wish."""
+        self.site.guest.obeys = True
+        outcomes = self.command(lambda: autostop(self.site, timeout_s=1.0))
+        assert all(outcome.error is None for outcome in outcomes)  # type: ignore[attr-defined]
+        assert not self.site.processes.running
+
     def start_what_ran(self) -> None:
         records = self.records()
         owed = [
@@ -338,7 +350,7 @@ class Operations(RuleBasedStateMachine):
     # Rules: what ends commands
 
     start_is_ended = is_ended("start", lives=False)
-    stop_is_ended = is_ended("stop", "kill", "delete", lives=True)
+    stop_is_ended = is_ended("stop", "kill", "quit", "delete", lives=True)
     settle_is_ended = is_ended("settle", "delete", lives=False)
     another_is_ended = is_ended("create", "set", "forward", "unforward", "reconcile")
 
@@ -375,10 +387,11 @@ class Operations(RuleBasedStateMachine):
             if after.wanted is not before.wanted:
                 self.account_for_power_off(before, lived, waits)
         elif verb not in ASKED:
-            assert lives is lived
+            assert lives is lived or verb == "quit"
+            assert after.wanted is before.wanted
         elif after.wanted is ASKED[verb]:
             self.wanted[name] = ASKED[verb]
-        if lived and not lives:
+        if lived and not lives and verb != "quit":
             assert not after.wanted, "the wish is recorded before the engine is ended"
         if lives and not lived:
             assert after.wanted, "the wish is recorded before the engine is started"
@@ -446,18 +459,21 @@ class Operations(RuleBasedStateMachine):
                 self.start("a")
             case "stop":
                 self.stop("a", force=False, obeys=True)
+            case "quit":
+                self.go_down()
             case "delete" if "a" in self.wanted:
                 self.delete("a", force=True)
             case "set":
                 self.set("a", RestartPolicy.ALWAYS)
             case "settle":
                 self.settle("a", restart=True)
-            case "reconcile":
-                self.reconciled()
-            case "forward" | "unforward":
-                port, act = (8081, add_forward) if verb == "forward" else (8080, remove_forward)
-                if (port in {known.host_port for known in self.site.store.forwards("a")}) is (verb == "unforward"):
-                    self.command(lambda: act(self.site, forward("a", port)))
+            case "forward":
+                if forward("a", 8081) not in self.site.store.forwards():
+                    self.command(lambda: add_forward(self.site, forward("a", 8081)))
+            case "unforward":
+                if forward("a", 8080) in self.site.store.forwards():
+                    self.command(lambda: remove_forward(self.site, forward("a", 8080)))
+                assert self.site.network.ports == set(), "it is open still"
 
     def hold_all(self) -> None:
         self.what_is_shown_is_what_is()
@@ -489,14 +505,15 @@ class Operations(RuleBasedStateMachine):
 
 # In what state each verb is ended at each of its steps.
 STATES = {
-    "start": ["created", "stopped", "gone", "waiting", "half started"],
-    "stop": ["running", "gone", "waiting", "half started", "half stopped"],
-    "delete": ["created", "running", "waiting", "half started"],
+    "start": ["created", "stopped", "waiting", "half started", "half stopped"],
+    "stop": ["running", "gone", "half started", "half stopped"],
+    "quit": ["running"],
+    "delete": ["created", "running", "waiting"],
     "set": ["stopped"],
     "forward": ["running"],
-    "unforward": ["running", "gone"],
+    "unforward": ["gone"],
     "settle": ["gone", "waiting", "half started"],
-    "reconcile": ["gone", "half started", "half stopped"],
+    "reconcile": ["gone", "half stopped"],
 }
 
 
@@ -505,7 +522,7 @@ STATES = {
 def test_a_command_that_is_ended_before_any_of_its_steps(verb: str, was: str) -> None:
     """What is shown is true after every step of every verb, and the next command finishes or undoes it."""
     deaths = [(Killed, "the same again"), (Killed, "reconcile")]
-    if verb in ASKED:
+    if verb in ("start", "delete"):
         # What cleans up behind itself.
         deaths.append((KeyboardInterrupt, "the same again"))
     for death, then in deaths:
@@ -518,6 +535,7 @@ def test_a_command_that_is_ended_before_any_of_its_steps(verb: str, was: str) ->
                     break
                 host.hold_all()
                 if then == "reconcile":
+                    host.site.network.flush()
                     host.reconciled()
                     host.hold_all()
                 host.finish(verb)

@@ -4,6 +4,8 @@ import click
 
 from vmm.cli.options import Command, settings
 
+_SOON_S = 1.0
+
 
 @click.command("settle", cls=Command)
 @click.argument("name")
@@ -20,9 +22,11 @@ def settle_command(name: str, owner: str | None) -> int:
         from vmm.app.units import ended_in_unit
 
         return ended_in_unit(site, name)
-    from vmm.operations.settle import restart_waiting, settle
+    from vmm.operations.settle import due_in_s, restart_waiting, settle
 
-    if settle(site, name).waits:
+    found = settle(site, name)
+    # One that is due later is called for then: nobody waits for it with an interpreter of its own.
+    if found.waits and due_in_s(found.machine) <= _SOON_S:
         restart_waiting(site, name, owner=None)
     return 0
 
