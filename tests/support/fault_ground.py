@@ -136,6 +136,8 @@ class Ground:
                 sized = stat.S_ISREG(seen.st_mode) and not relative.startswith(("logs/", "state/"))
                 # A pid has as many digits as it has.
                 sized = sized and not relative.endswith(".pid")
+                # What is beside a disk for the day the database is lost is written as well as may be, and never waited for.
+                sized = sized and not relative.endswith("/machine.json")
                 size = f" {seen.st_size}" if sized else ""
                 found[_plain(relative)] = f"{stat.filemode(seen.st_mode)} {seen.st_uid}:{seen.st_gid}{size}"
         return found

@@ -39,12 +39,14 @@ class Table:
         """Return the count of all that was tried."""
         answers = [future.result() for future in self.cells.values() if future.done() and not future.exception()]
         results = [Result(**answer) for answer in answers if "boundaries" in answer]
-        faults, commands = sum(result.boundaries for result in results), sum(result.commands for result in results)
-        verbs, modes = {result.verb for result in results}, {result.mode for result in results}
+        verbs, faults = {result.verb for result in results}, {result.mode for result in results}
+        tried, repeated, commands = (
+            sum(getattr(result, what) for result in results) for what in ("boundaries", "repeated", "commands")
+        )
         bad = sum(len(result.wrong) for result in results)
         return (
-            f"truth table: {len(verbs)} verbs, {len(modes)} faults, {faults} boundaries tried with {commands} commands;"
-            f" {bad} left something wrong"
+            f"truth table: {len(verbs)} verbs, {len(faults)} faults, {tried} boundaries tried, {repeated} states of the host"
+            f" that they led to repeated and undone, {commands} commands; {bad} left something wrong"
         )
 
 

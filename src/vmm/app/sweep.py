@@ -44,6 +44,10 @@ def sweep(site: HostSite) -> list[tuple[str, str]]:
         (site.config.paths.sockets / f"{name}.sock").unlink(missing_ok=True)
         found.append((name, "a socket of no machine was left"))
     paths = site.config.paths
+    known = names | {f".unit-{name}" for name in names}
+    for lock in _children(paths.locks):
+        if lock.name not in known and not files.is_locked(lock):
+            lock.unlink(missing_ok=True)
     machines = _children(paths.machines)
     for directory in (paths.staging, paths.ssh, *machines):
         swept = files.sweep_staging(directory)

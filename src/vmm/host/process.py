@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # sbin first: a user's own PATH often lacks it, and root's tools live there.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TIMEOUT_S = 60.0
+_MOMENT_S = 2.0
 # Held while a program is started. Until it execs, a child has open what any of our threads has, close-on-exec or not:
 # whoever opens what must be closed when they close it (a tap, which is busy else) holds this meanwhile.
 forking = _thread.allocate_lock()
@@ -161,7 +162,11 @@ def spawn_through(argv: Sequence[str], *, streams: Streams, timeout_s: float) ->
     with _told(argv):
         try:
             return child.wait(timeout_s)
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, subprocess.TimeoutExpired):
+                # Interrupted: it ends in a moment, and what it starts is found then. Killed now, that would be no one's.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(_MOMENT_S)
             child.kill()
             child.wait()
             raise

@@ -249,6 +249,10 @@ class SqliteStore(Value):
             )
             return [row[0] for row in found]
 
+    def _knows(self, name: str) -> bool:
+        with self._reading() as connection:
+            return connection.execute("SELECT 1 FROM machines WHERE name = ?", (name,)).fetchone() is not None
+
     @contextlib.contextmanager
     def lock(self, name: str, *, timeout_s: float = 60.0) -> Generator[None]:
         """Serialise the verbs on one machine, between processes and threads."""
@@ -259,7 +263,9 @@ class SqliteStore(Value):
             try:
                 yield
             except NotFoundError:
-                _removed.add(name)
+                # Of the machine itself, or only of its image or a forward?
+                if name.startswith(".") or not self._knows(name):
+                    _removed.add(name)
                 raise
             finally:
                 # Of a machine that is not there, a lock is not kept either; but to the end, for it may be made anew.

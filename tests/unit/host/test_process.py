@@ -187,6 +187,28 @@ def test_what_only_looks_like_a_marker_is_none(tmp_path: Path, child: Callable[.
     assert identity.find_all([marker]) == {}
 
 
+@pytest.mark.fault(3)
+@pytest.mark.parametrize(
+    ("leads", "own", "counts"), [(True, True, True), (False, True, True), (True, False, None), (False, False, False)]
+)
+def test_only_what_may_be_an_engine_is_taken_for_one(
+    tmp_path: Path, leads: bool, own: bool, counts: bool | None
+) -> None:
+    """Anybody may name a socket in a shell: `curl --unix-socket PATH`. Root's engines lead a session of their own."""
+    marker = str(tmp_path / "m.sock")
+    me = os.geteuid()
+    uids = (me, me) if own else (me + 1, me + 10)
+    words = [sys.executable, "-c", SLEEP, "--unix-socket", marker]
+    with subprocess.Popen(words, start_new_session=leads) as known:
+        try:
+            until(lambda: identity.find(marker))
+            found = identity.find(marker, uids=uids)
+        finally:
+            known.kill()
+    # A session's leader with another user id is an engine if it is root's.
+    assert (found is not None) is (counts if counts is not None else me == 0)
+
+
 def test_of_several_the_youngest_is_found(child: Callable[..., subprocess.Popen[bytes]]) -> None:
     """The jailer has the marker too: it is older than the engine that it starts, and ends."""
     marker = "/fedcba9876543210fedcba9876543210.sock"

@@ -145,6 +145,50 @@ def test_a_rule_that_someone_added(kernel: dict[str, str]) -> None:
 
 
 @pytest.mark.fault(29)
+@pytest.mark.fault(29)
+def test_a_rule_that_someone_replaced(kernel: dict[str, str]) -> None:
+    """As many as there should be, and one of them lets pass what the other dropped."""
+    standing = inspection._rules(json.loads(kernel["ip"])["nftables"] + json.loads(kernel["bridge"])["nftables"])
+    counts = firewall._rule_counts()
+    assert inspection.differences({}, counts, standing) == []
+    kernel["ip"] = kernel["ip"].replace('"handle": 24}', '"handle": 24, "expr": [{"accept": null}]}')
+    assert inspection.differences({}, counts, standing) == ["the chain forward of ip vmm had other rules"]
+    # Where nobody can say what they should be, they are counted.
+    assert inspection.differences({}, counts, None) == []
+
+
+@pytest.mark.fault(29)
+def test_rules_in_another_order_are_other_rules(kernel: dict[str, str]) -> None:
+    def account_of(*verdicts: str) -> str:
+        rules = [{"rule": {"family": "bridge", "chain": "input", "expr": [{verdict: None}]}} for verdict in verdicts]
+        return json.dumps({"nftables": rules})
+
+    standing = inspection._rules(json.loads(account_of("accept", "drop"))["nftables"])
+    counts = {("bridge", "input"): 2}
+    kernel["bridge"] = account_of("accept", "drop")
+    assert inspection.differences({}, counts, standing) == []
+    kernel["bridge"] = account_of("drop", "accept")
+    assert inspection.differences({}, counts, standing) == ["the chain input of bridge vmm had other rules"]
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("able", [True, False])
+def test_what_rules_should_be_is_nfts_own_word(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+    """In a network namespace that nobody else sees; a container may not be allowed to make one."""
+    asked: list[list[str]] = []
+
+    def run(argv, **how):
+        asked.append(argv)
+        added = '{"add": {"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 2, "expr": [{"drop": null}]}}}'
+        chain = '{"add": {"chain": {"family": "ip", "table": "vmm", "name": "input", "handle": 1}}}'
+        said = f'{{"nftables": [{META}, {chain}, {added}]}}'
+        return process.Completed(argv=tuple(argv), code=0 if able else 1, stdout=said if able else "", stderr="-")
+
+    monkeypatch.setattr(inspection.process, "run", run)
+    assert inspection.rules_of("table ip vmm { }") == ({("ip", "input"): [[{"drop": None}]]} if able else None)
+    assert asked == [["unshare", "--net", "nft", "--json", "--echo", "table ip vmm { }"]]
+
+
 def test_a_set_that_is_gone(kernel: dict[str, str]) -> None:
     kernel["ip"] = account(IP, without='"name": "machines"')
     assert WALL.differences(ATTACHED) == ["172.16.0.2 was not in machines", "172.16.0.3 was not in machines"]

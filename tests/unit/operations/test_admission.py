@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sites import FakeSite, end_engine, made, running, state
 
-from vmm.errors import ConflictError, StateError, UsageError
+from vmm.errors import ConflictError, NetworkError, StateError, UsageError
 from vmm.model.machine import Limits, MachineState, Owner, ProcessIdentity, RestartPolicy, Supervision
 from vmm.operations.change import Changes, change
 from vmm.operations.host_boot import autostart
@@ -302,6 +302,26 @@ def test_an_engine_that_cannot_be_recorded_is_ended(site: FakeSite, monkeypatch:
     monkeypatch.undo()
     site.disk_is_full.clear()
     assert start(site, "m").machine.state is MachineState.RUNNING
+
+
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("recorded", [MachineState.FAILED, MachineState.STOPPED, MachineState.RUNNING])
+def test_an_engine_that_runs_all_along_is_not_taken_for_one_of_a_start_that_failed(
+    site: FakeSite, recorded: MachineState
+) -> None:
+    """A database that was put back does not know of it; its tap is in use, and that is how the start fails."""
+    machine = running(site)
+    end_engine(site)
+    engine = site.processes.exec(f"/{machine.id}.sock")
+    process = machine.process if recorded is MachineState.RUNNING else None
+    site.store.record("m", recorded, process=process, wanted=False)
+    site.network.fails = NetworkError("The tap is in use.", details="-", resolution="-")
+    with pytest.raises(NetworkError, match="in use"):
+        start(site, "m")
+    assert list(site.processes.running.values()) == [engine]
+    assert site.network.taps.keys() == {machine.lease.tap}
+    found = site.store.machine("m")
+    assert (found.state, found.process, found.wanted) == (MachineState.RUNNING, engine, True)
 
 
 @pytest.mark.fault(11, 19)

@@ -454,26 +454,27 @@ class Operations(RuleBasedStateMachine):
 
     def finish(self, verb: str) -> None:
         """Give a command again that was ended: now it does what it is for."""
-        match verb:
-            case "start":
-                self.start("a")
-            case "stop":
-                self.stop("a", force=False, obeys=True)
-            case "quit":
-                self.go_down()
-            case "delete" if "a" in self.wanted:
-                self.delete("a", force=True)
-            case "set":
-                self.set("a", RestartPolicy.ALWAYS)
-            case "settle":
-                self.settle("a", restart=True)
-            case "forward":
-                if forward("a", 8081) not in self.site.store.forwards():
-                    self.command(lambda: add_forward(self.site, forward("a", 8081)))
-            case "unforward":
-                if forward("a", 8080) in self.site.store.forwards():
-                    self.command(lambda: remove_forward(self.site, forward("a", 8080)))
-                assert self.site.network.ports == set(), "it is open still"
+        again: dict[str, Callable[[], object]] = {
+            "start": lambda: self.start("a"),
+            "stop": lambda: self.stop("a", force=False, obeys=True),
+            "quit": self.go_down,
+            "delete": lambda: self.delete("a", force=True) if "a" in self.wanted else None,
+            "set": lambda: self.set("a", RestartPolicy.ALWAYS),
+            "settle": lambda: self.settle("a", restart=True),
+            "reconcile": self.reconciled,
+            "forward": lambda: self.with_forward(8081),
+            "unforward": lambda: self.without_forward(8080),
+        }
+        again[verb]()
+
+    def with_forward(self, port: int) -> None:
+        if forward("a", port) not in self.site.store.forwards():
+            self.command(lambda: add_forward(self.site, forward("a", port)))
+
+    def without_forward(self, port: int) -> None:
+        if forward("a", port) in self.site.store.forwards():
+            self.command(lambda: remove_forward(self.site, forward("a", port)))
+        assert port not in {known.host_port for _, known in self.site.network.ports}, "it is open still"
 
     def hold_all(self) -> None:
         self.what_is_shown_is_what_is()

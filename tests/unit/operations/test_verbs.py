@@ -357,6 +357,41 @@ def test_a_forward_that_is_removed_is_out_of_force_whatever_has_become_of_the_ma
     assert site.network.ports == set()
 
 
+@pytest.mark.fault(31)
+def test_a_forward_of_a_machine_whose_stop_was_interrupted_is_closed_too(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands, and its rules are there still."""
+    running(site)
+    add_forward(site, forward())
+
+    def interrupted(lease, forwards):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(site.network, "detach", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stop(site, "m", force=True)
+    assert state(site) is MachineState.STOPPED
+    remove_forward(site, forward())
+    assert site.network.ports == set()
+
+
+@pytest.mark.fault(1)
+def test_a_forward_whose_command_was_killed_is_put_in_force_by_the_next(site: FakeSite) -> None:
+    """It is recorded already, which the second is told; and from then on it is so."""
+    machine = running(site)
+    site.store.add_forward(forward())
+    with pytest.raises(ConflictError, match="forwarded already"):
+        add_forward(site, forward())
+    assert site.network.ports == {(machine.lease.address, forward())}
+    # Another machine's is its own matter.
+    made(site, "n")
+    start(site, "n")
+    with pytest.raises(ConflictError, match="forwarded already"):
+        add_forward(site, replace(forward(), machine="n"))
+    assert len(site.network.ports) == 1
+
+
 def test_a_forward_that_cannot_be_opened_is_not_remembered(site: FakeSite) -> None:
     running(site)
     site.network.fails = NetworkError("refused", details="-", resolution="-")
