@@ -29,6 +29,12 @@ class Clean:
     final: dict[str, object]
     left: dict[str, object]
 
+    def failed(self, rows: list[dict]) -> "Clean":
+        """Return the same, its machine failed as these rows say it is."""
+        failed = {key: rows[0][key] for key in ("state", "reason")}
+        machines = [{**row, **failed} for row in self.final["machines"]]
+        return Clean(self.boundaries, {**self.final, "machines": machines}, self.left)
+
     def begins(self, verb: Verb) -> int:
         """Return how many boundaries are tried in another row of the table."""
         return [key for key, _ in self.boundaries].index(verb.since) + 1 if verb.since is not None else 0
@@ -118,6 +124,8 @@ class Trials:
                 wrong = self._cleaned()
                 self._dirty = bool(wrong) or host_part(self.ground.inventory()) != host_part(clean.left)
             return wrong
+        if verb.may_fail and code == 1 and [row["state"] for row in seen.rows] == ["failed"]:
+            clean = clean.failed(seen.rows)
         if code != 0:
             self.repeated += 1
             again = self._vmm(verb)

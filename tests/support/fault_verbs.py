@@ -31,6 +31,7 @@ class Verb:
     `done`: what a repetition may say instead of doing it (exit code 1), because it is done. `cold`: bridge and firewall
     are not there. `leaves_running`: whatever happens, a machine that runs goes on running. `since`: vmm's own
     supervisor is started too, and the table begins at this boundary; elsewhere the table holds the supervisor's place.
+    `may_fail`: where nothing at all could be recorded, an engine that is gone is all that is left to be seen.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Verb:
     cold: bool = False
     leaves_running: bool = False
     since: str | None = None
+    may_fail: bool = False
 
     @property
     def is_watched(self) -> bool:
@@ -57,8 +59,8 @@ VERBS = (
     Verb("start, the host's first", ("start", NAME), Ground.CREATED, cold=True),
     Verb("start", ("start", NAME), Ground.STOPPED),
     Verb("start, and the supervisor", ("start", NAME), Ground.STOPPED, since="open logs/supervisor.log"),
-    Verb("stop", ("stop", NAME, "--timeout", "0.3"), Ground.RUNNING),
-    Verb("stop --force", ("stop", NAME, "--force"), Ground.RUNNING),
+    Verb("stop", ("stop", NAME, "--timeout", "0.3"), Ground.RUNNING, may_fail=True),
+    Verb("stop --force", ("stop", NAME, "--force"), Ground.RUNNING, may_fail=True),
     Verb("restart --force", ("restart", NAME, "--force"), Ground.RUNNING),
     Verb("delete", ("delete", NAME), Ground.STOPPED, done=r"There is no machine '\S+'"),
     Verb("delete --force", ("delete", NAME, "--force"), Ground.RUNNING, done=r"There is no machine '\S+'"),

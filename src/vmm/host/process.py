@@ -164,7 +164,7 @@ def spawn_through(argv: Sequence[str], *, streams: Streams, timeout_s: float) ->
             return child.wait(timeout_s)
         except BaseException as error:
             if not isinstance(error, subprocess.TimeoutExpired):
-                # Interrupted: it ends in a moment, and what it starts is found then. Killed now, that would be no one's.
+                # Interrupted: it ends in a moment, and what it starts is found then. Killed now, that were no one's.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(_MOMENT_S)
             child.kill()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ENGINE_TIMEOUT_S = 20.0
 # A guest with systemd under TCG on a busy host needs tens of seconds.
 SSH_TIMEOUT_S = 120.0
+_LOOKS = 4
 
 
 class Wait(StrEnum):
@@ -276,10 +277,14 @@ def _runs_all_along(site: Site, machine: Machine) -> bool:
 def _undo(site: Site, machine: Machine, process: ProcessIdentity | None, error: BaseException) -> None:
     """Leave nothing of a start that failed or was interrupted; its own error is the one to be seen."""
     name = machine.name
-    process = process or find_engine(site, machine)
-    if process is not None:
+    for _ in range(_LOOKS):
+        # Looked for again until there is none: the one that is found may be the jailer, which has just started another.
+        process = process or find_engine(site, machine)
+        if process is None:
+            break
         site.processes.kill(process)
         site.processes.wait_gone(process, timeout_s=5.0)
+        process = None
     with contextlib.suppress(NetworkError):
         site.network.detach(machine.lease, site.store.forwards(name))
     clear_away(site, machine)
