@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError
-from vmm.model.lifecycle import LIVE
 from vmm.model.machine import MachineState
 from vmm.operations.observe import observed
 
@@ -64,9 +63,8 @@ def remove_forward(site: Site, forward: PortForward) -> PortForward:
                 details=_known(site, forward.machine),
                 resolution=f"See its forwards: vmm port-forward list {forward.machine}",
             )
-        # As it is recorded: one whose engine has ended unnoticed has its rules still, and forgotten they would stay.
-        if machine.state in LIVE:
-            site.network.close_forward(machine.lease, forward)
+        # Whatever is recorded of the machine: a stop that was interrupted leaves rules, and forgotten they would stay.
+        site.network.close_forward(machine.lease, forward)
         site.store.remove_forward(forward)
         site.files.describe(machine, site.store.forwards(forward.machine))
     return forward
