@@ -31,6 +31,8 @@ _CELLS = [
     pytest.param(verb.title, mode.name, marks=pytest.mark.fault(*_ROWS[mode]), id=f"{verb.title}-{mode.value}")
     for verb in VERBS
     for mode in Mode
+    # A verb whose table begins in its middle has begun by then: what holds it up from the first is in its other row.
+    if verb.since is None or mode not in (Mode.READ_ONLY, Mode.HELD)
 ]
 _SET, _CREATE = "set --memory", "create"
 
