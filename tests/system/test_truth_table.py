@@ -79,7 +79,6 @@ def test_the_table_sees_what_is_wrong(table: Table) -> None:
     for what, word in {
         "a process": "a process of no machine",
         "a tap": "links vmm-ac10ffff",
-        "a file": "files bin/.firecracker.",
         "rules": "rules",
         "an engine": "list says stopped (None), its engines are",
         "a lost row": "repeated",
