@@ -6,7 +6,6 @@ for real, flushing costs nothing, and nobody else sees it.
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import select
@@ -21,9 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fault_family
 import fault_mounts
 from failpoints import steady
 from fault_kept import Kept
+from fault_network import Network
 
 from vmm.network import netlink
 
@@ -45,6 +46,7 @@ class Ground:
     root: Path
     kept: Path
     ids: set[str] = field(default_factory=set)
+    network: Network = field(default_factory=Network)
     _supervisor: int | None = None
 
     @contextlib.contextmanager
@@ -74,38 +76,28 @@ class Ground:
             self._supervisor = None
 
     def processes(self) -> dict[int, list[str]]:
-        """Return the argument lists of living processes that are of this data directory, by pid."""
-        found: dict[int, list[str]] = {}
-        root = str(self.root)
-        for pid in _pids():
-            line = _read(f"/proc/{pid}/cmdline")
-            arguments = line.split("\0")[:-1]
-            if root in line or any(argument.strip("/").removesuffix(".sock") in self.ids for argument in arguments):
-                found[pid] = arguments
-        return found
+        """Return the argument lists of all that was started here and lives, by pid."""
+        return fault_family.living()
 
     def engines(self, name: str, identity: str, processes: dict[int, list[str]]) -> list[int]:
         """Return the pids of the engines of one machine: its socket's path or its id is an argument of theirs."""
         marks = {str(self.root / "sockets" / f"{name}.sock"), identity, f"/{identity}.sock"}
         return [pid for pid, arguments in processes.items() if marks & set(arguments)]
 
-    def quiet(self, session: int, timeout_s: float = 20.0) -> list[int]:
-        """Wait for the programs that a killed vmm left at work; return those that stay."""
+    def quiet(self, session: int, timeout_s: float = 20.0) -> list[list[str]]:
+        """Wait for the programs that a killed vmm left at work; return those that stay.
+
+        Jailers have sessions of their own, and so have their children that are no engine yet.
+        """
         deadline = time.monotonic() + timeout_s
-        while left := _of_session(session) + self._jailers():
-            if time.monotonic() > deadline:
+        while True:
+            there = self.processes()
+            left = [
+                a for pid, a in there.items() if a[0].endswith("/jailer") or fault_family.session_of(pid) == session
+            ]
+            if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.002)
-        return []
-
-    def _jailers(self) -> list[int]:
-        """Return the jailers at work, which have sessions of their own, and their children that are no engine yet."""
-        return [pid for pid, arguments in self.processes().items() if arguments[0].endswith("/jailer")]
-
-    def links(self) -> dict[str, str]:
-        """Return what every link but lo is: up, its address, its bridge, and whether it is isolated there."""
-        said = subprocess.check_output(["ip", "-j", "-d", "address"])
-        return {link["ifname"]: _link_words(link) for link in json.loads(said) if link["ifname"] != "lo"}
 
     def settled(self, timeout_s: float = 20.0) -> None:
         """Wait until the supervisor has done what it does about an engine that has ended."""
@@ -113,14 +105,6 @@ class Ground:
         while any("settle" in arguments for arguments in self.processes().values()):
             assert time.monotonic() < deadline, f"vmm settle goes on: {self.processes()}"
             time.sleep(0.01)
-
-    def has_link(self, name: str) -> bool:
-        return name in {link for _, link in socket.if_nameindex()}
-
-    def rules(self) -> str:
-        """Return the whole ruleset, in one order whatever the order of a set's elements in the kernel."""
-        said = subprocess.check_output(["nft", "-j", "list", "ruleset"])
-        return json.dumps(_plain_rules(json.loads(said)["nftables"]), sort_keys=True)
 
     def files(self) -> dict[str, str]:
         """Return what lies below the data directory: its kind, mode, owner, and size where that is no history."""
@@ -187,8 +171,8 @@ class Ground:
     def inventory(self) -> dict[str, object]:
         return {
             "files": self.files(),
-            "links": self.links(),
-            "rules": self.rules(),
+            "links": self.network.links(),
+            "rules": self.network.rules(),
             "rows": self.rows(),
             "mounts": self.mounts(),
             "cgroups": [_plain(path) for path in self.cgroups()],
@@ -243,35 +227,6 @@ def _plain(path: str) -> str:
     return _ID.sub("ID", path)
 
 
-def _pids() -> list[int]:
-    own = os.getpid()
-    names = os.listdir("/proc")  # noqa: PTH208  # it is done after every command
-    return [int(name) for name in names if name.isdigit() and int(name) != own]
-
-
-def _read(path: str) -> str:
-    """Return a file of /proc, by the shortest way: it is done for every process after every command."""
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except OSError:
-        return ""
-    try:
-        return os.read(fd, 65536).decode(errors="replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)
-
-
-def _of_session(session: int) -> list[int]:
-    found = []
-    for pid in _pids():
-        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        if fields and fields[0] != "Z" and int(fields[3]) == session:
-            found.append(pid)
-    return found
-
-
 @contextlib.contextmanager
 def _alarm(seconds: int) -> Iterator[None]:
     """Raise what SIGALRM raises when the block takes longer."""
@@ -286,24 +241,3 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 def _too_long(_number: int, _frame: object) -> None:
     raise TimeoutError("it takes too long")
-
-
-def _link_words(link: dict) -> str:
-    addresses = [f"{found['local']}/{found['prefixlen']}" for found in link["addr_info"] if found["family"] == "inet"]
-    isolated = link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated", False)
-    kind = link.get("linkinfo", {}).get("info_kind", "")
-    # A bridge's MAC is given to it, a tap's own is the kernel's choice.
-    words = ["up" if "UP" in link["flags"] else "down", *addresses, *([link["address"]] if kind == "bridge" else [])]
-    return " ".join(
-        [*words, *([f"on {link['master']}"] if "master" in link else []), *(["isolated"] if isolated else [])]
-    )
-
-
-def _plain_rules(value):
-    """Return nft's JSON without handles and counters, a set's elements sorted."""
-    if isinstance(value, dict):
-        plain = {key: _plain_rules(item) for key, item in value.items() if key not in ("handle", "index", "metainfo")}
-        if isinstance(plain.get("elem"), list):
-            plain["elem"].sort(key=json.dumps)
-        return plain
-    return [_plain_rules(item) for item in value] if isinstance(value, list) else value

@@ -104,7 +104,7 @@ class Trials:
         ended, wrong = self._faulty(verb, fault, kind)
         if meddle is not None:
             meddle(self)
-        wrong += [f"a program of it goes on: pid {pid}" for pid in self.ground.quiet(ended.session)]
+        wrong += [f"a program of it goes on: {argv}" for argv in self.ground.quiet(ended.session)]
         return wrong + self.after(verb, ended.code, engine, clean)
 
     def after(self, verb: Verb, code: int, engine: int | None, clean: Clean) -> list[str]:
@@ -201,7 +201,7 @@ class Trials:
         if self._dirty or verb.cold:
             self.ground.sweep()
             self._dirty = False
-        if not verb.cold and not self.ground.has_link("vmm-br0"):
+        if not verb.cold and not self.ground.network.has_link("vmm-br0"):
             self._keep(fault_verbs.Ground.SET_UP).back()
             self._done("setup", "--no-kernel", "--no-image")
         kept.back()
@@ -341,7 +341,7 @@ class Trials:
         if state in _LIVE:
             if engines != [row["pid"]]:
                 wrong.append(f"list says {state} with pid {row['pid']}, its engines are {engines}")
-            if not self.ground.has_link(row["tap_device"]):
+            if not self.ground.network.has_link(row["tap_device"]):
                 wrong.append(f"list says {state}, and there is no tap {row['tap_device']}")
         elif engines or state in ("starting", "unreadable"):
             wrong.append(f"list says {state} ({row['reason']}), its engines are {engines}")

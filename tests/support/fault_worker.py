@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import fault_commit
+import fault_family
 import fault_ground
 import fault_mounts
 import fault_runner
@@ -29,6 +30,7 @@ def main() -> None:
     os.dup2(2, 1)
     os.chdir("/")
     fault_mounts.enter(namespace, directory / "data")
+    fault_family.take_in_orphans()
     ground = fault_ground.Ground(directory / "data", directory / "kept")
     name = f"m{os.getpid()}"
     fault_runner.import_vmm()

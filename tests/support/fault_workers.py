@@ -11,15 +11,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fault_table
 from fault_trial import Result
 from hosts import LIBRARY, Host, a_host
 
 _WORKER = Path(__file__).with_name("fault_worker.py")
 # What one cell may take; the longest takes a few seconds.
 _CELL_S = 300.0
-# What a run is to print of itself at its end.
-NOTES: list[str] = []
-
 Cell = tuple[str, str]
 
 
@@ -67,7 +65,7 @@ def a_table(cells: Iterable[Cell], directory: Path, *, workers: int) -> Iterator
         for future in table.cells.values():
             # What nobody waited for is not begun any more.
             future.cancel()
-    NOTES.append(table.note())
+    fault_table.NOTES.append(table.note())
 
 
 def _work(host: Host, directory: Path, waiting: "queue.SimpleQueue[Cell]", table: Table) -> None:

@@ -15,7 +15,7 @@ from fault_workers import Cell, Table, a_table
 pytestmark = pytest.mark.system
 
 # Most of a verb's time goes by in the kernel, where the processors are free for another.
-_WORKERS = 3
+_WORKERS = 4
 _ROWS = {
     Mode.KILL: (1,),
     Mode.INT: (31,),

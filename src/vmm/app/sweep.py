@@ -46,8 +46,8 @@ def sweep(site: HostSite) -> list[tuple[str, str]]:
     paths = site.config.paths
     known = names | {f".unit-{name}" for name in names}
     for lock in _children(paths.locks):
-        if lock.name not in known and not files.is_locked(lock):
-            lock.unlink(missing_ok=True)
+        if lock.name not in known:
+            files.remove_lock(lock)
     machines = _children(paths.machines)
     for directory in (paths.staging, paths.ssh, *machines):
         swept = files.sweep_staging(directory)

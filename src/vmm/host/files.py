@@ -73,18 +73,14 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, durable
     data = content.encode() if isinstance(content, str) else content
     temporary: Path | None = None
     try:
-        # tempfile would do; importing it costs more than the write.
-        temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd, temporary = _new_temporary(path)
         with os.fdopen(fd, "wb") as stream:
-            # As long as it is held, nobody takes it for what a killed command left.
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fchmod(fd, mode)
             stream.write(data)
             stream.flush()
             if durable:
                 os.fsync(fd)
-        temporary.replace(path)
+            temporary.replace(path)
     except OSError as error:
         raise _told(error, f"{path} cannot be written.") from error
     finally:
@@ -92,6 +88,19 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644, durable
             # A read-only file system refuses to remove even what is not there.
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _new_temporary(path: Path) -> tuple[int, Path]:
+    """Make a file beside `path` and lock it: while the lock is held, nobody takes it for what a killed command left."""
+    while True:
+        # tempfile would do; importing it costs more than the write.
+        temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if temporary.exists():
+            return fd, temporary
+        # Before it was locked, another command took it for one.
+        os.close(fd)
 
 
 def copy_disk(source: Path, destination: Path, *, size_mib: int, mode: int = 0o600) -> None:
@@ -172,18 +181,19 @@ def staging_dir(root: Path, *, prefix: str) -> Generator[Path]:
 
 def _new_staging(root: Path, prefix: str) -> tuple[Path, int]:
     """Return a new directory and the descriptor that holds its lock."""
-    guard = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # Between making a directory and locking it, nobody may take it for one that was left behind.
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        sweep_staging(root)
+    sweep_staging(root)
+    while True:
         path = root / f"{prefix}-{os.getpid()}-{os.urandom(4).hex()}"
         path.mkdir(mode=0o700)
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return path, lock
-    finally:
-        os.close(guard)
+        if path.is_dir():
+            return path, lock
+        # Before it was locked, another command took it for one that was left behind.
+        os.close(lock)
 
 
 def sweep_staging(root: Path) -> list[str]:
@@ -256,6 +266,16 @@ def is_locked(path: Path) -> bool:
     if fd is not None:
         os.close(fd)
     return fd is None
+
+
+def remove_lock(path: Path) -> None:
+    """Remove the lock at `path` unless a process holds it: nobody may ever hold a lock that has no name any more."""
+    fd = try_lock(path)
+    if fd is not None:
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
 
 
 def _acquire(path: Path, *, what: str, timeout_s: float) -> int:

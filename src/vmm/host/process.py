@@ -180,6 +180,18 @@ def child(argv: Sequence[str]) -> Begun:
     return Begun(process=child)
 
 
+@contextlib.contextmanager
+def undisturbed() -> Generator[None]:
+    """Hold back what asks this command to end while the block goes on; a thread that it starts never hears of it."""
+    import signal
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _outliving(argv: Sequence[str], streams: Streams) -> subprocess.Popen[bytes]:
     import resource
     import signal

@@ -7,7 +7,7 @@ import os
 
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError
-from vmm.host import files
+from vmm.host import files, process
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ class MachineDirectories(Value):
             files.write_atomic(user_data, machine.spec.user_data, mode=0o600)
             self.make_seed(machine, user_data, directory / "cidata.iso")
         self.describe(machine, ())
-        key = _Errand(lambda: self._host_key(machine))
         if machine.spec.disk_mib > image.size_mib:
             (directory / "grow").touch(mode=0o600)
         temporary = directory / ".disk.ext4.new"
+        key = _Errand(lambda: self._host_key(machine))
         try:
+            key.begin()
             files.copy_disk(image.path, temporary, size_mib=machine.spec.disk_mib)
             key.done()
             temporary.replace(self.disk(name))
@@ -225,21 +226,28 @@ class _Errand:
     """A piece of work done beside another; what it raises, `done` raises."""
 
     def __init__(self, work: Callable[[], None]) -> None:
-        self._error: Exception | None = None
-        self._work = work
         import threading
 
-        self._thread: threading.Thread | None = threading.Thread(target=self._run, daemon=True)
+        self._error: Exception | None = None
+        self._work = work
+        self._begun = False
+        # Not Thread.join: one that was interrupted takes its thread for ended (CPython issue 90882).
+        self._ended = threading.Event()
+
+    def begin(self) -> None:
+        import threading
+
         try:
-            self._thread.start()
+            with process.undisturbed():
+                threading.Thread(target=self._run, daemon=True).start()
+                self._begun = True
         except RuntimeError:
             # There is no room for a thread: then one after the other.
-            self._thread = None
             self._run()
 
     def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        if self._begun:
+            self._ended.wait()
 
     def done(self) -> None:
         self.wait()
@@ -255,6 +263,8 @@ class _Errand:
             )
         except Exception as error:  # noqa: BLE001  # it is raised again, where `done` is called
             self._error = error
+        finally:
+            self._ended.set()
 
 
 def turn_over(path: Path, older: Path | None) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import sqlite3
 
 from vmm import TYPE_CHECKING
-from vmm.errors import ConflictError, NotFoundError, StateError
+from vmm.errors import ConflictError, HostError, NotFoundError, StateError
 from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentity, Supervision, UnreadableRecord
 from vmm.model.network import PortForward, Subnet, free_address, lease_for
 from vmm.model.value import Value
@@ -271,9 +271,9 @@ class SqliteStore(Value):
                 # Of a machine that is not there, a lock is not kept either; but to the end, for it may be made anew.
                 if name in _removed:
                     _removed.discard(name)
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError, HostError):
                         path.unlink(missing_ok=True)
-                        files.confined(self.locks, f".unit-{name}").unlink(missing_ok=True)
+                        files.remove_lock(files.confined(self.locks, f".unit-{name}"))
 
     @property
     def _opening(self) -> Opening:

@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -195,6 +197,43 @@ def test_working_directories_of_the_dead_are_swept_and_of_the_living_not(tmp_pat
         assert files.sweep_staging(root) == []
     assert files.sweep_staging(tmp_path / "none") == []
     assert files.sweep_staging(root / "pull-1-0123abce") == []
+
+
+@pytest.mark.fault(1, 2)
+def test_a_sweep_takes_nothing_from_a_command_at_work(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def sweep() -> None:
+        while not ended.is_set():
+            files.sweep_staging(tmp_path)
+            files.sweep_temporaries(tmp_path)
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(3)]
+    for sweeper in sweepers:
+        sweeper.start()
+    try:
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            files.write_atomic(tmp_path / "written", "x", durable=False)
+            with files.staging_dir(tmp_path, prefix="work") as work:
+                (work / "half").write_text("x")
+    finally:
+        ended.set()
+        for sweeper in sweepers:
+            sweeper.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["written"]
+
+
+@pytest.mark.fault(2)
+def test_a_lock_that_is_held_keeps_its_name(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    held = files.try_lock(lock)
+    assert held is not None
+    files.remove_lock(lock)
+    assert lock.exists()
+    os.close(held)
+    files.remove_lock(lock)
+    assert not lock.exists()
 
 
 @pytest.mark.fault(26)
