@@ -2,6 +2,7 @@
 
 import contextlib
 import grp
+import json
 import os
 import re
 import shutil
@@ -223,12 +224,21 @@ def test_without_a_jail_it_is_roots_and_every_start_says_so_loudly(lab: Host) ->
     # Its own filters are on all the same.
     assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
     assert not (lab.data_dir / "jails").exists()
+    assert "m: run as root, without a jail" in jails(lab)["detail"]
     assert "It is running" in lab.fails("set", "m", "--jail")
     lab.vmm("stop", "m", "--force")
     lab.vmm("set", "m", "--jail")
     assert lab.machine("m")["jail"] is True
     assert "JAIL" not in lab.vmm("start", "m").stderr
     assert_confined(lab.machine("m")["pid"])
+    assert jails(lab)["status"] == "ok"
+
+
+def jails(host: Host) -> dict[str, str]:
+    """Return what doctor says of the jails."""
+    said = json.loads(host.vmm("doctor", "--output", "json", check=False).stdout)
+    (found,) = (check for check in said if check["name"] == "jails")
+    return found
 
 
 @pytest.fixture

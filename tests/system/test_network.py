@@ -268,6 +268,33 @@ def test_another_machines_published_port_is_out_of_reach(pair: Pair, host_addres
 
 
 @pytest.mark.fault(6)
+def test_from_outside_nothing_but_answers_and_forwards_reaches_a_machine(pair: Pair) -> None:
+    """A neighbour of the host may send it, as a router, what is for its machines' own addresses."""
+    lease = pair.one.lease
+    forward = PortForward(machine="one", protocol=Protocol.UDP, host_address="0.0.0.0", host_port=5353, guest_port=53)
+    network = open_site(data_dir=pair.host.data_dir).network
+    with the_world(pair.host) as world:
+        network.open_forward(lease, forward)
+        pair.host.run("ip", "-n", world, "route", "add", "172.16.0.0/16", "via", OUTSIDE_HOST)
+        with inside(world), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outside:
+            outside.bind(("", 7))
+            outside.settimeout(3)
+            # Even to the port that a forward leads to, and to that which it leads from.
+            for port in (53, 5353, 9):
+                outside.sendto(b"routed", (lease.address, port))
+            assert overheard(pair.one, 0.3) == []
+            outside.sendto(b"forwarded", (OUTSIDE_HOST, 5353))
+            assert pair.one.until(lambda frame: frame[23] == 17 and frame.rstrip(b"\0").endswith(b"forwarded"))
+            question = ipv4(lease.address, OUTSIDE_WORLD, 17, udp(4, 7, b"question"))
+            pair.one.send(ethernet(lease.mac, GATEWAY_MAC, IPV4, question))
+            said, asker = outside.recvfrom(10)
+            assert (said, asker[0]) == (b"question", OUTSIDE_HOST)
+            outside.sendto(b"answered", asker)
+            assert pair.one.until(lambda frame: frame[23] == 17 and frame.rstrip(b"\0").endswith(b"answered"))
+        network.close_forward(lease, forward)
+
+
+@pytest.mark.fault(6)
 def test_every_address_of_the_host_and_its_clouds_metadata_are_closed_to_machines(pair: Pair) -> None:
     lease = pair.one.lease
     targets = (GATEWAY, OUTSIDE_HOST, "127.0.0.1", "172.16.255.255", "255.255.255.255", "224.0.0.1", METADATA)

@@ -20,6 +20,7 @@ from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import EngineName, Machine, Owner, UnreadableRecord
 from vmm.operations.observe import guest_is_off
 from vmm.operations.settle import due_in_s
+from vmm.storage.machine_files import trim_log
 
 if TYPE_CHECKING:
     from vmm.app import HostSite
@@ -32,6 +33,7 @@ _LOOK_AGAIN_S = 10.0
 _PATIENCE_S = {Owner.SUPERVISOR: 0.0, Owner.FOREGROUND: 5.0, Owner.UNIT: 30.0}
 # What could not be settled (a full disk, a lock that is held) is tried again after this.
 _RETRY_S = 5.0
+_LOG = "supervisor.log"
 # After a crash of the host thousands may be dead at once; each takes its turn.
 _CHILDREN = 8
 
@@ -53,8 +55,8 @@ def ensure(site: HostSite) -> None:
         systemd.run_supervisor(command, name=name)
         return
     files.make_dir(paths.logs)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(paths.logs / "supervisor.log", flags, 0o600), "wb") as log:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(paths.logs / _LOG, flags, 0o600), "wb") as log:
         process.spawn(command, marker="supervise", streams=process.Streams(output=log, errors=log))
 
 
@@ -81,6 +83,7 @@ class _Watch:
         self._machines: list[Machine] = []
         self._stamp: object = None
         self._looked = -_LOOK_AGAIN_S
+        self._complaint = ""
         self._fds: dict[str, tuple[int, int]] = {}  # name -> pidfd, pid
         self._gone: dict[str, float] = {}  # name -> since when its engine is seen to be gone
         self._children: dict[str, tuple[Machine, process.Begun]] = {}
@@ -109,10 +112,13 @@ class _Watch:
             if stamp == self._stamp and time.monotonic() - self._looked < _LOOK_AGAIN_S:
                 return
             self._machines = _machines(self._site)
-            self._stamp, self._looked = stamp, time.monotonic()
+            self._stamp, self._looked, self._complaint = stamp, time.monotonic(), ""
+            trim_log(self._site.config.paths.logs / _LOG)
         except (OSError, VmmError) as error:
             # A database that cannot be read now (held, full, being restored) is no reason to leave the machines alone.
-            print(error, file=sys.stderr, flush=True)  # noqa: T201  # its own log
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                print(error, file=sys.stderr, flush=True)  # noqa: T201  # its own log
             if not self._site.config.paths.data_dir.exists():
                 self._machines = []
             return

@@ -320,6 +320,8 @@ def _told(error: OSError, brief: str) -> HostError:
         )
     elif error.errno in (errno.EACCES, errno.EPERM):
         resolution = "Run the command as root: sudo vmm ..."
+        if os.geteuid() == 0:
+            resolution = "Something keeps even root from it: see lsattr, and the options of the mount (findmnt -T)."
     elif error.errno == errno.EROFS:
         resolution = "Mount the file system writable again; nothing was changed."
     else:

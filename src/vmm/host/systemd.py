@@ -187,7 +187,7 @@ def _told(note: Path, name: str, words: str) -> EngineError:
         parts = json.loads(note.read_text(encoding="utf-8"))
         note.unlink()
         return EngineError(parts["brief"], details=parts["details"], resolution=parts["resolution"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return EngineError(
             f"The unit of the machine {name!r} did not start.",
             details=words,

@@ -51,8 +51,17 @@ def reconcile(site: Site) -> tuple[Repair, ...]:
     repairs += _mend_network(site)
     repairs += _sweep(site)
     if any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine)):
-        site.ensure_supervisor()
+        repairs += _watch(site)
     return tuple(repairs)
+
+
+def _watch(site: Site) -> list[Repair]:
+    try:
+        site.ensure_supervisor()
+    except VmmError as error:
+        what = f"no supervisor could be started: {error.brief} {error.details}"
+        return [Repair(subject="host", what=what, done=False)]
+    return []
 
 
 def _sweep(site: Site) -> list[Repair]:

@@ -92,11 +92,20 @@ def start(site: Site, name: str, mode: Mode = DEFAULT) -> Started:
             if not already:
                 units.start(machine, overcommit=mode.overcommit)
                 machine = observed(site, site.store.machine(name))
-    site.ensure_supervisor()
+    unwatched = _watch(site)
     if mode.wait is Wait.SSH:
         await_ssh(site, machine, timeout_s=mode.timeout_s or SSH_TIMEOUT_S)
-    warnings = () if already else _warnings(site, machine)
+    warnings = unwatched if already else (*_warnings(site, machine), *unwatched)
     return Started(machine=machine, already=already, seconds=time.monotonic() - began, warnings=warnings)
+
+
+def _watch(site: Site) -> tuple[str, ...]:
+    """See to it that a supervisor is there; a machine that runs without one is to be told of, and goes on running."""
+    try:
+        site.ensure_supervisor()
+    except VmmError as error:
+        return (f"Nobody looks after the machine: {error.brief} {error.details}",)
+    return ()
 
 
 def _begin(site: Site, name: str, mode: Mode, *, boot: bool) -> tuple[Machine, bool]:

@@ -137,9 +137,7 @@ class MachineDirectories(Value):
         console = self.console(name)
         if _size(console) > CONSOLE_BYTES:
             turn_over(console, self.older_console(name))
-        log = self.log(name)
-        if _size(log) > LOG_BYTES:
-            turn_over(log, None)
+        trim_log(self.log(name))
 
     def seed_disk(self, machine: Machine) -> Path | None:
         seed = self._directory(machine.name) / "cidata.iso"
@@ -265,6 +263,12 @@ class _Errand:
             self._error = error
         finally:
             self._ended.set()
+
+
+def trim_log(path: Path) -> None:
+    """Cut a log that someone appends to to its newest part once it is larger than LOG_BYTES."""
+    if _size(path) > LOG_BYTES:
+        turn_over(path, None)
 
 
 def turn_over(path: Path, older: Path | None) -> None:

@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 from sites import FakeSite, end_engine, kinds, made, running
 
-from vmm.errors import NetworkError
+from vmm.errors import HostError, NetworkError
 from vmm.model.lifecycle import is_waiting
 from vmm.model.machine import MachineState, RestartPolicy
 from vmm.model.network import PortForward, Protocol
@@ -42,6 +42,23 @@ def test_where_all_is_as_it_is_remembered_nothing_is_done(site: FakeSite) -> Non
     assert reconcile(site) == ()
     assert records(site) == before
     assert site.log == ["sweep", "supervisor"]
+
+
+@pytest.mark.fault(30)
+def test_a_machine_that_nobody_can_look_after_runs_on_and_that_is_said(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running(site, "m")
+
+    def fail() -> None:
+        raise HostError("vmm's supervisor cannot be started.", details="No room.", resolution="Make room.")
+
+    monkeypatch.setattr(site, "ensure_supervisor", fail)
+    (repair,) = reconcile(site)
+    assert (repair.subject, repair.done) == ("host", False)
+    assert "No room." in repair.what
+    started = start(site, "m")
+    assert "Nobody looks after the machine" in started.warnings[0]
 
 
 def test_where_nothing_runs_no_supervisor_is_needed(site: FakeSite) -> None:

@@ -13,6 +13,7 @@ _SOON_S = 1.0
 def settle_command(name: str, owner: str | None) -> int:
     """Record how a machine ended, and start it again where it is to be."""
     from vmm.app import require_root
+    from vmm.errors import NotFoundError
     from vmm.model.names import valid_name
 
     valid_name(name)
@@ -24,7 +25,11 @@ def settle_command(name: str, owner: str | None) -> int:
         return ended_in_unit(site, name)
     from vmm.operations.settle import due_in_s, restart_waiting, settle
 
-    found = settle(site, name)
+    try:
+        found = settle(site, name)
+    except NotFoundError:
+        # Deleted meanwhile: that settles it.
+        return 0
     # One that is due later is called for then: nobody waits for it with an interpreter of its own.
     if found.waits and due_in_s(found.machine) <= _SOON_S:
         restart_waiting(site, name, owner=None)
