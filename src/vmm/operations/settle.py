@@ -103,12 +103,14 @@ def due_in_s(machine: Machine) -> float:
 
 def _record(site: Site, machine: Machine, end: End) -> bool:
     """Record an end, and whether the machine is to be started again; return that."""
-    wish = _wish(machine, end)
+    stays_down = _stays_down(site, machine)
+    wish = None if stays_down else _wish(machine, end)
     if wish is None:
         # A power-off is its guest's will, and a reboot of the host does not undo it; a failure is no one's.
         wanted = False if end.kind is EventKind.ENDED else None
         kind, detail = end.kind, end.reason
-        if _is_restarted(machine, end) and machine.wanted and machine.state is not MachineState.STOPPING:
+        was_to_run = machine.wanted and machine.state is not MachineState.STOPPING and not stays_down
+        if was_to_run and _is_restarted(machine, end):
             kind, detail = EventKind.GAVE_UP, f"{RESTARTS_MOST} restarts in a row were in vain; {end.reason}"
         site.store.record(
             machine.name,
@@ -132,6 +134,13 @@ def _record(site: Site, machine: Machine, end: End) -> bool:
         event=Happening(kind=end.kind if end.kind is EventKind.REBOOTED else EventKind.RESTARTING, detail=reason),
     )
     return True
+
+
+def _stays_down(site: Site, machine: Machine) -> bool:
+    """Whether a machine went down with its host, and is not to come back with it: then no policy brings it back."""
+    if machine.spec.auto_start or machine.process is None:
+        return False
+    return machine.process.boot_id != site.processes.this_process().boot_id
 
 
 def _is_restarted(machine: Machine, end: End) -> bool:

@@ -51,6 +51,22 @@ def waiting(site: FakeSite, name: str = "m", **changes: object) -> Machine:
     return found.machine
 
 
+@pytest.mark.fault(4)
+@pytest.mark.parametrize("auto_start", [True, False])
+def test_no_policy_brings_back_after_a_reboot_of_the_host_what_is_not_to_start_by_itself(
+    site: FakeSite, auto_start: bool
+) -> None:
+    running(site, restart=ALWAYS, auto_start=auto_start)
+    site.processes.reboot()
+    found = settle(site, "m")
+    assert found.waits is auto_start
+    assert is_waiting(found.machine) is auto_start
+    if not auto_start:
+        assert found.machine.state is MachineState.FAILED
+        assert "the host was restarted" in (found.machine.reason or "")
+        assert kinds(site)[-1] == "failed"
+
+
 @pytest.mark.fault(13)
 @pytest.mark.parametrize(
     ("end", "policy", "wanted", "was"),
