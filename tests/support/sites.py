@@ -330,6 +330,9 @@ class FakeEngine:
     def adopt(self, machine_id: str, *, socket: Path, jails: Path, group: int | None) -> None:
         self.log.do("adopt")
 
+    def put_back(self, machine_id: str, disk: Path, *, jails: Path) -> bool:
+        return False
+
     def clean_up(self, machine_id: str, *, jails: Path) -> None:
         self.log.do("clean up")
         self.jails.discard(machine_id)

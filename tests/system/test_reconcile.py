@@ -223,8 +223,18 @@ def test_what_was_removed_by_hand_is_told_and_keeps_nothing_else_from_running(la
     try:
         # What runs has all that it needs.
         assert states(lab) == {"disk": "running", "other": "running"}
+        (repair,) = reconciled(lab)
+        assert (repair["subject"], repair["done"]) == ("disk", True)
+        assert f"it is back ({disk})" in repair["what"]
+        assert disk.samefile(f"/proc/{lab.machine('disk')['pid']}/root/disk0")
         assert_in_order(lab)
+        # Whatever ends the machine keeps it too.
+        inode = disk.stat().st_ino
+        shutil.rmtree(disk.parent)
         lab.vmm("stop", "--all", "--force")
+        assert disk.stat().st_ino == inode
+        # With nobody to have it open, it is gone.
+        disk.unlink()
         (repair,) = reconciled(lab, code=1)
         assert (repair["subject"], repair["done"]) == ("disk", False)
         assert f"its disk is gone ({disk})" in repair["what"]
@@ -241,6 +251,27 @@ def test_what_was_removed_by_hand_is_told_and_keeps_nothing_else_from_running(la
                 away.rename(path)
     lab.vmm("delete", "disk")
     assert_in_order(lab)
+
+
+@pytest.mark.parametrize("what", ["moved", "removed under qemu"])
+def test_a_disk_that_cannot_be_put_back_is_told_while_there_is_time(lab: Host, what: str) -> None:
+    lab.vmm("create", "m", *(SMALL if what == "moved" else (*SMALL[:-1], "qemu")))
+    pid = lab.start("m")
+    disk, away = (lab.data_dir / "vms" / "m" / name for name in ("disk.ext4", "away"))
+    if what == "moved":
+        disk.rename(away)
+    else:
+        disk.unlink()
+    (repair,) = reconciled(lab, code=1)
+    assert (repair["subject"], repair["done"]) == ("m", False)
+    assert f"its disk is gone ({disk}) while it runs" in repair["what"]
+    if what != "moved":
+        (held,) = (fd for fd in Path(f"/proc/{pid}/fd").iterdir() if str(fd.readlink()).startswith(str(disk)))
+        shutil.copyfile(held, away)
+    lab.vmm("stop", "m", "--force")
+    assert not disk.exists()
+    away.rename(disk)
+    lab.start("m")
 
 
 @pytest.mark.fault(29)

@@ -254,6 +254,10 @@ class Engine(Protocol):
         """Give the API of an engine that runs its place, where the command that started it did not come to that."""
         ...
 
+    def put_back(self, machine_id: str, disk: Path, *, jails: Path) -> bool:
+        """Give the root disk its name again, where that was removed and the engine has the last; whether it did."""
+        ...
+
     def clean_up(self, machine_id: str, *, jails: Path) -> None:
         """Remove what an engine that has ended left outside of its machine's directory; none is no error."""
         ...

@@ -29,6 +29,16 @@ def adopt(site: Site, machine: Machine) -> None:
     site.files.describe(machine, site.store.forwards(machine.name))
 
 
+def put_back_disk(site: Site, machine: Machine) -> bool:
+    """Save a disk that was removed under its machine, which would be gone for good with the jail; whether it was."""
+    if site.files.is_made(machine.name):
+        return False
+    with contextlib.suppress(VmmError):
+        engine = site.engine(machine.spec.engine)
+        return engine.put_back(machine.id, site.files.disk(machine.name), jails=site.jails)
+    return False
+
+
 def clear_away(site: Site, machine: Machine) -> None:
     """Remove what an engine that has ended left: its socket, its jail, its cgroup.
 
@@ -36,6 +46,7 @@ def clear_away(site: Site, machine: Machine) -> None:
     being stopped; the next start, delete or reconcile takes it.
     """
     site.files.unlink_socket(machine.name)
+    put_back_disk(site, machine)
     with contextlib.suppress(VmmError):
         site.engine(machine.spec.engine).clean_up(machine.id, jails=site.jails)
     with contextlib.suppress(VmmError):

@@ -8,7 +8,7 @@ from vmm.model.event import EventKind, Happening
 from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import Machine, MachineState, UnreadableRecord
 from vmm.model.value import Value
-from vmm.operations.clear import clear_away
+from vmm.operations.clear import clear_away, put_back_disk
 from vmm.operations.observe import observed
 from vmm.operations.settle import settle_locked
 
@@ -84,7 +84,7 @@ def _engines(site: Site, machines: Sequence[Machine]) -> dict[str, ProcessIdenti
 def _is_in_order(site: Site, machine: Machine, engine: ProcessIdentity | None, traces: Traces) -> bool:
     """Whether nothing is to be mended, as far as can be seen without the machine's lock."""
     if machine.state in LIVE:
-        return observed(site, machine) == machine
+        return observed(site, machine) == machine and site.files.is_made(machine.name)
     return engine is None and not _traced(machine, traces) and site.files.is_made(machine.name)
 
 
@@ -117,7 +117,7 @@ def _mend_locked(site: Site, machine: Machine, engine: ProcessIdentity | None) -
         if found.adopted:
             return [Repair(subject=name, what=f"its engine runs, and was recorded as {machine.state}")]
         if found.end is None:
-            return []
+            return _look_at_disk_in_use(site, found.machine)
         return [Repair(subject=name, what=f"it was recorded as {machine.state}; {found.machine.reason}")]
     if engine is not None and site.processes.is_alive(engine):
         # A database that was restored, or a command that died after it had recorded what it was about to do.
@@ -145,6 +145,16 @@ def _look_at_disk(site: Site, machine: Machine) -> list[Repair]:
         what = f"its creation was interrupted; finish it: vmm start {machine.name}, or vmm delete {machine.name}"
     else:
         what = f"its disk is gone ({site.files.disk(machine.name)}); put it back, or: vmm delete {machine.name}"
+    return [Repair(subject=machine.name, what=what, done=False)]
+
+
+def _look_at_disk_in_use(site: Site, machine: Machine) -> list[Repair]:
+    if site.files.is_made(machine.name):
+        return []
+    disk = site.files.disk(machine.name)
+    if put_back_disk(site, machine):
+        return [Repair(subject=machine.name, what=f"its disk had been removed while it runs; it is back ({disk})")]
+    what = f"its disk is gone ({disk}) while it runs: put it back, or save what is in it before the machine stops"
     return [Repair(subject=machine.name, what=what, done=False)]
 
 

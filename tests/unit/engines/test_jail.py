@@ -185,3 +185,36 @@ def test_without_a_jailer_it_is_said_what_there_is_to_do(tmp_path: Path, monkeyp
     with pytest.raises(EngineError, match="jailer is not on this host") as caught:
         FirecrackerEngine(binary=binary).spawn(a_plan(jails=tmp_path / "jails"))
     assert "vmm set m --no-jail" in caught.value.resolution
+
+
+@pytest.mark.fault(26)
+def test_a_disk_is_put_back_only_where_the_jail_has_its_last_name(tmp_path: Path) -> None:
+    jail = Jail(base=tmp_path / "jails", program=Path("firecracker"), id="a" * 32)
+    jail.root.mkdir(parents=True)
+    disk, held = tmp_path / "vms" / "m" / "disk.ext4", jail.root / "disk0"
+    assert not jailing.put_back(jail, disk)
+    secret = tmp_path / "secret"
+    secret.write_text("root's")
+    held.symlink_to(secret)
+    assert not jailing.put_back(jail, disk)
+    held.unlink()
+    os.mkfifo(held)
+    assert not jailing.put_back(jail, disk)
+    held.unlink()
+    # Of root is what a disk of another file system was bound over.
+    held.write_text("a disk")
+    assert not jailing.put_back(jail, disk)
+    os.chown(held, 1000, 1000)
+    os.link(held, tmp_path / "moved")
+    assert not jailing.put_back(jail, disk)
+    assert not disk.exists()
+    (tmp_path / "moved").unlink()
+    assert jailing.put_back(jail, disk)
+    assert disk.read_text() == "a disk"
+    assert disk.samefile(held)
+    # What stands there by now is never replaced.
+    held.unlink()
+    held.write_text("another")
+    os.chown(held, 1000, 1000)
+    assert not jailing.put_back(jail, disk)
+    assert disk.read_text() == "a disk"

@@ -118,6 +118,12 @@ class FirecrackerEngine(Value):
         if not socket.exists():
             jailing.expose(self._jail(machine_id, jails), socket, group=group)
 
+    def put_back(self, machine_id: str, disk: Path, *, jails: Path) -> bool:
+        """Give the root disk its name again, where that was removed and the jail has the last; whether it did."""
+        from vmm.engines.firecracker import jail as jailing
+
+        return jailing.put_back(self._jail(machine_id, jails), disk)
+
     def _jail(self, machine_id: str, jails: Path) -> Jail:
         from vmm.engines.firecracker import jail as jailing
 

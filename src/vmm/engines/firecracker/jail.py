@@ -138,8 +138,7 @@ def expose(jail: Jail, place: Path, *, group: int | None) -> bool:
         there = f"/proc/self/fd/{fd}"
         os.chown(there, 0, group or 0)
         os.chmod(there, 0o660 if group is not None else 0o600)  # noqa: PTH101  # of the descriptor
-        # Python calls the link(2) that follows nothing unless it is given a directory, which an absolute path ignores.
-        os.link(there, place, src_dir_fd=fd, follow_symlinks=True)
+        _link_what_is_open(fd, place)
     except FileExistsError:
         pass
     except OSError as error:
@@ -151,6 +150,35 @@ def expose(jail: Jail, place: Path, *, group: int | None) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def put_back(jail: Jail, disk: Path) -> bool:
+    """Link the root disk to where it was, if it was removed there and the jail has its last name; whether it did.
+
+    One that has another name was moved, and is left to whoever did that.
+    """
+    try:
+        fd = os.open(jail.root / "disk0", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        there = os.fstat(fd)
+        # Of root is only what a disk of another file system was bound over.
+        if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1 or there.st_uid == 0:
+            return False
+        files.make_dir(disk.parent)
+        _link_what_is_open(fd, disk)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _link_what_is_open(fd: int, place: Path) -> None:
+    """Give a file that is open a name: this very file, whatever its old name leads to by now."""
+    # Python calls the link(2) that follows nothing unless it is given a directory, which an absolute path ignores.
+    os.link(f"/proc/self/fd/{fd}", place, src_dir_fd=fd, follow_symlinks=True)
 
 
 def demolish(jail: Jail) -> None:

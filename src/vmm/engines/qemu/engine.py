@@ -63,6 +63,10 @@ class QemuEngine(Value):
     def adopt(self, machine_id: str, *, socket: Path, jails: Path, group: int | None) -> None:
         """Do nothing: qemu makes its socket in its place."""
 
+    def put_back(self, machine_id: str, disk: Path, *, jails: Path) -> bool:  # noqa: ARG002  # as every engine's
+        """Do nothing: what qemu has open has no name."""
+        return False
+
     def clean_up(self, machine_id: str, *, jails: Path) -> None:
         """Do nothing: qemu leaves nothing but its socket."""
 
