@@ -50,15 +50,11 @@ class _Copy:
         self._error: OSError | MemoryError | None = None
 
     def run(self) -> None:
-        others = [threading.Thread(target=self._work) for _ in range(_THREADS - 1)]
+        others: list[threading.Thread] = []
         try:
-            for thread in others:
-                thread.start()
-        except RuntimeError:
-            # There is no room for a thread: then alone.
-            others = [thread for thread in others if thread.is_alive()]
-        try:
-            self._work()
+            for _ in range(_THREADS - 1):
+                others += self._another()
+            self._work(self._source, self._destination)
         finally:
             # An interruption reaches only this thread: the others must not write on behind its back.
             with self._lock:
@@ -68,16 +64,38 @@ class _Copy:
         if self._error is not None:
             raise self._error
 
-    def _work(self) -> None:
+    def _another(self) -> list[threading.Thread]:
+        """Begin to work in another thread, and return it; none where there is no room for one.
+
+        It has descriptors of its own: should the wait for it be interrupted, it writes into no other file.
+        """
+        own = os.dup(self._source), os.dup(self._destination)
+        thread = threading.Thread(target=self._work_apart, args=own)
+        try:
+            thread.start()
+        except RuntimeError:
+            for fd in own:
+                os.close(fd)
+            return []
+        return [thread]
+
+    def _work_apart(self, source: int, destination: int) -> None:
+        try:
+            self._work(source, destination)
+        finally:
+            os.close(source)
+            os.close(destination)
+
+    def _work(self, source: int, destination: int) -> None:
         try:
             buffer = memoryview(bytearray(_BUFFER_BYTES))
             while (piece := self._next()) is not None:
                 offset, end = piece
                 while offset < end:
-                    count = os.preadv(self._source, [buffer[: end - offset]], offset)
+                    count = os.preadv(source, [buffer[: end - offset]], offset)
                     if count == 0:
                         break
-                    offset += self._write(buffer[:count], offset)
+                    offset += _write(destination, buffer[:count], offset)
         except (OSError, MemoryError) as error:
             self._error = error
             with self._lock:
@@ -87,11 +105,12 @@ class _Copy:
         with self._lock:
             return next(self._pieces, None)
 
-    def _write(self, data: memoryview, offset: int) -> int:
-        written = 0
-        while written < len(data):
-            written += os.pwrite(self._destination, data[written:], offset + written)
-        return written
+
+def _write(destination: int, data: memoryview, offset: int) -> int:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(destination, data[written:], offset + written)
+    return written
 
 
 def _pieces(source: int) -> Iterator[tuple[int, int]]:
