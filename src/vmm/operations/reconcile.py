@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.model.machine import ProcessIdentity
+    from vmm.model.network import PortForward
     from vmm.model.site import Site, Traces
 
 
@@ -178,15 +179,31 @@ def _is_held(site: Site, name: str) -> bool:
 
 
 def _network_differences(site: Site) -> list[str]:
+    before = _known(site)
     # What waits for its restart gets its tap and rules with it.
-    records = [record for record in site.store.machines() if isinstance(record, Machine) and not is_waiting(record)]
-    live = [machine for machine in records if observed(site, machine).state in LIVE]
-    found = site.network.differences([(machine.lease, site.store.forwards(machine.name)) for machine in live])
-    # Whoever starts or stops a machine now is at its rules and its tap.
-    at_work = {
-        word
-        for machine in records
-        if machine.state in (MachineState.STARTING, MachineState.STOPPING) and _is_held(site, machine.name)
-        for word in (machine.lease.tap, machine.lease.address)
+    machines = [(machine, forwards) for machine, forwards in before.values() if not is_waiting(machine)]
+    live = [(machine.lease, forwards) for machine, forwards in machines if observed(site, machine).state in LIVE]
+    found = list(site.network.differences(live))
+    if not found:
+        return []
+    # Whoever has started, stopped or changed a machine since, or is about to, was or is at its rules and its tap.
+    after = _known(site)
+    for name in sorted(before.keys() | after.keys()):
+        # Two machines, where one of that name was deleted and another created.
+        leases = [known[name][0].lease for known in (before, after) if name in known]
+        own = {word for lease in leases for word in (lease.tap, lease.address)}
+        of_it = [what for what in found if not own.isdisjoint(what.split())]
+        if of_it and (before.get(name) != after.get(name) or _is_held(site, name)):
+            found = [what for what in found if what not in of_it]
+    return found
+
+
+def _known(site: Site) -> dict[str, tuple[Machine, list[PortForward]]]:
+    """Return every machine whose record can be read with its forwards, by name."""
+    known: dict[str, tuple[Machine, list[PortForward]]] = {
+        record.name: (record, []) for record in site.store.machines() if isinstance(record, Machine)
     }
-    return [what for what in found if at_work.isdisjoint(what.split())]
+    for forward in site.store.forwards():
+        if forward.machine in known:
+            known[forward.machine][1].append(forward)
+    return known

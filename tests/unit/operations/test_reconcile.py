@@ -211,9 +211,29 @@ def test_a_machine_that_another_command_works_on_is_left_to_it(site: FakeSite) -
     for name in ("a", "b"):
         end_engine(site, name)
     with site.store.lock("a"):
-        assert [repair.subject for repair in reconcile(site)] == ["b", "network"]
+        assert [repair.subject for repair in reconcile(site)] == ["b"]
     assert site.store.machine("a").state is MachineState.RUNNING
     assert [repair.subject for repair in reconcile(site)] == ["a"]
+
+
+@pytest.mark.fault(2)
+def test_what_another_command_does_to_a_machine_meanwhile_is_no_difference(
+    site: FakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stopped", "forwarded", "stays"):
+        running(site, name)
+    differences = site.network.differences
+
+    def meanwhile(attached: list) -> list[str]:
+        if site.store.machine("stopped").state is MachineState.RUNNING:
+            stop(site, "stopped", force=True)
+            add_forward(site, forward("forwarded", 8080))
+            running(site, "new")
+        return differences(attached)
+
+    monkeypatch.setattr(site.network, "differences", meanwhile)
+    assert reconcile(site) == ()
+    assert reconcile(site) == ()
 
 
 @pytest.mark.fault(29)
