@@ -92,9 +92,46 @@ def a_container(directory: Path) -> Iterator[Container]:
                 container.crash()
             # The kernel takes a moment to give the last mount back.
             wait_for(lambda: sh("umount", str(root), check=False).returncode == 0, what="umount")
+            _remove_groups()
     finally:
         sh("umount", str(upper))
     print(container.log.read_text(errors="replace")[-3000:])
+
+
+# nspawn divides the cgroup that it was started in, and leaves it so.
+_NSPAWN = ("supervisor", "payload")
+
+
+def groups() -> list[Path]:
+    """Return the cgroups of vmm and of containers of ours, those within one before it."""
+    own = {line.split(":")[1]: line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()}
+    found: list[Path] = []
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, root, kind, options, *_ = line.split(" ")
+        for controllers, path in own.items():
+            if kind == ("cgroup" if controllers else "cgroup2") and set(controllers.split(",")) - {""} <= set(
+                options.split(",")
+            ):
+                tops = (Path(root, "vmm"), *(Path(f"{root}{path}", name) for name in _NSPAWN))
+                found += [group for top in tops if top.is_dir() for group in (top, *top.rglob("*/"))]
+    return sorted(set(found), reverse=True)
+
+
+def _remove_groups() -> None:
+    for group in groups():
+        if set(_NSPAWN) & set(group.parts):
+            wait_for(lambda group=group: _is_removed(group), what=f"the end of the cgroup {group}")
+
+
+def _is_removed(group: Path) -> bool:
+    """Remove a cgroup; the kernel takes a moment to let go of its processes."""
+    try:
+        group.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _furnish(root: Path) -> None:

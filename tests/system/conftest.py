@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_kernel
 from hosts import Host, a_host, sh
+from nspawn import groups
 
 _numbers = itertools.count()
 
@@ -15,6 +16,13 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session", autouse=True)
 def _root() -> None:
     assert os.geteuid() == 0, "system tests need root: they make links and run machines (sudo scripts/test)"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cgroup_stays() -> Iterator[None]:
+    before = set(groups())
+    yield
+    assert set(groups()) <= before
 
 
 def _name() -> str:

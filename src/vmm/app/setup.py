@@ -3,7 +3,7 @@
 from vmm.app import HostSite
 from vmm.app.configure import initialise
 from vmm.errors import HostError, NotFoundError
-from vmm.host import packages
+from vmm.host import cgroups, packages
 from vmm.model.progress import Progress
 from vmm.model.readiness import SetupRequest, SetupStep
 
@@ -26,8 +26,9 @@ def setup(site: HostSite, request: SetupRequest, *, progress: Progress) -> tuple
 
 
 def teardown(site: HostSite) -> None:
-    """Take what is vmm's off the host's network."""
+    """Take what is vmm's off the host's network, and its cgroup where no machine is in it."""
     site.network.remove_all()
+    cgroups.dissolve()
 
 
 def _programs(request: SetupRequest, progress: Progress) -> SetupStep:

@@ -142,6 +142,13 @@ def remove(name: str) -> None:
             raise _told(error, f"The cgroup {hierarchy.top / name} cannot be removed.") from error
 
 
+def dissolve() -> None:
+    """Remove vmm's own group, which those of machines are in; one that has any, of whatever data directory, stays."""
+    for hierarchy in _hierarchies():
+        with contextlib.suppress(OSError):
+            hierarchy.top.rmdir()
+
+
 def names() -> list[str]:
     """Return the name of every group below vmm's own, in any hierarchy."""
     found: set[str] = set()

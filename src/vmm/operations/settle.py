@@ -103,14 +103,12 @@ def due_in_s(machine: Machine) -> float:
 
 def _record(site: Site, machine: Machine, end: End) -> bool:
     """Record an end, and whether the machine is to be started again; return that."""
-    stays_down = _stays_down(site, machine)
-    wish = None if stays_down else _wish(machine, end)
+    wish = _wish(site, machine, end)
     if wish is None:
         # A power-off is its guest's will, and a reboot of the host does not undo it; a failure is no one's.
         wanted = False if end.kind is EventKind.ENDED else None
         kind, detail = end.kind, end.reason
-        was_to_run = machine.wanted and machine.state is not MachineState.STOPPING and not stays_down
-        if was_to_run and _is_restarted(machine, end):
+        if _is_restarted(site, machine, end):
             kind, detail = EventKind.GAVE_UP, f"{RESTARTS_MOST} restarts in a row were in vain; {end.reason}"
         site.store.record(
             machine.name,
@@ -136,14 +134,10 @@ def _record(site: Site, machine: Machine, end: End) -> bool:
     return True
 
 
-def _stays_down(site: Site, machine: Machine) -> bool:
-    """Whether a machine went down with its host, and is not to come back with it: then no policy brings it back."""
-    if machine.spec.auto_start or machine.process is None:
+def _is_restarted(site: Site, machine: Machine, end: End) -> bool:
+    """Whether the machine is one that is started again after such an end, however often that was in vain."""
+    if not machine.wanted or machine.state is MachineState.STOPPING or _stays_down(site, machine):
         return False
-    return machine.process.boot_id != site.processes.this_process().boot_id
-
-
-def _is_restarted(machine: Machine, end: End) -> bool:
     if end.kind is EventKind.REBOOTED:
         return True
     if machine.supervision.owner is Owner.FOREGROUND:
@@ -158,12 +152,19 @@ def _is_restarted(machine: Machine, end: End) -> bool:
             return True
 
 
-def _wish(machine: Machine, end: End) -> Supervision | None:
+def _stays_down(site: Site, machine: Machine) -> bool:
+    """Whether a machine went down with its host, and is not to come back with it: then no policy brings it back."""
+    if machine.spec.auto_start or machine.process is None:
+        return False
+    return machine.process.boot_id != site.processes.this_process().boot_id
+
+
+def _wish(site: Site, machine: Machine, end: End) -> Supervision | None:
     """Return when the machine is to be started again, None when it is not.
 
     A guest's reboot is no failure, and is not counted; one that reboots all the time is slowed down.
     """
-    if not machine.wanted or machine.state is MachineState.STOPPING or not _is_restarted(machine, end):
+    if not _is_restarted(site, machine, end):
         return None
     ran_s = _ran_s(machine)
     before = 0 if ran_s >= HEALTHY_S else machine.supervision.restarts

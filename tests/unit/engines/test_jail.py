@@ -218,3 +218,16 @@ def test_a_disk_is_put_back_only_where_the_jail_has_its_last_name(tmp_path: Path
     os.chown(held, 1000, 1000)
     assert not jailing.put_back(jail, disk)
     assert disk.read_text() == "a disk"
+
+
+def test_a_disk_is_put_back_from_the_jail_of_another_release(tmp_path: Path) -> None:
+    old = Jail(base=tmp_path / "jails", program=Path("firecracker-v1.10"), id="a" * 32)
+    old.root.mkdir(parents=True)
+    (old.root / "disk0").write_text("a disk")
+    os.chown(old.root / "disk0", 1000, 1000)
+    disk = tmp_path / "vms" / "m" / "disk.ext4"
+    engine = FirecrackerEngine(binary=tmp_path / "firecracker")
+    assert not engine.put_back("b" * 32, disk, jails=old.base)
+    assert engine.put_back("a" * 32, disk, jails=old.base)
+    assert disk.samefile(old.root / "disk0")
+    assert not engine.put_back("a" * 32, disk, jails=tmp_path / "none")

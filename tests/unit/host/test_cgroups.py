@@ -258,6 +258,15 @@ def test_links_are_not_followed(mounted, tmp_path: Path) -> None:
     assert cgroups.names() == []
 
 
+def test_vmms_own_group_goes_when_no_machine_is_in_it(mounted) -> None:
+    root = mounted("cgroup memory rw,memory", "cgroup pids rw,pids", "cgroup cpu rw,cpu")
+    (root / "memory/vmm" / NAME).mkdir(parents=True)
+    (root / "pids/vmm").mkdir()
+    cgroups.dissolve()
+    assert cgroups.names() == [NAME]
+    assert not (root / "pids/vmm").exists()
+
+
 def test_reading_a_group(mounted) -> None:
     root = mounted("cgroup memory rw,memory", "cgroup pids rw,pids")
     for controller, pids in (("memory", "17\n0\n9\n"), ("pids", "9\n23\n")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -93,9 +92,8 @@ class FirecrackerEngine(Value):
         """Remove what an engine that has ended left: its jail, whatever release made it."""
         from vmm.engines.firecracker import jail as jailing
 
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for program in sorted(jails.iterdir()):
-                jailing.demolish(jailing.Jail(base=jails, program=Path(program.name), id=machine_id))
+        for jail in jailing.every(machine_id, jails):
+            jailing.demolish(jail)
 
     def await_running(self, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float) -> None:
         launch.await_running(
@@ -122,7 +120,7 @@ class FirecrackerEngine(Value):
         """Give the root disk its name again, where that was removed and the jail has the last; whether it did."""
         from vmm.engines.firecracker import jail as jailing
 
-        return jailing.put_back(self._jail(machine_id, jails), disk)
+        return any(jailing.put_back(jail, disk) for jail in jailing.every(machine_id, jails))
 
     def _jail(self, machine_id: str, jails: Path) -> Jail:
         from vmm.engines.firecracker import jail as jailing

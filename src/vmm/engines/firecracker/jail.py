@@ -69,6 +69,14 @@ def marker_of(machine_id: str) -> str:
     return f"/{machine_id}.sock"
 
 
+def every(machine_id: str, base: Path) -> list[Jail]:
+    """Return each jail that a machine may have there: a release of another name has another directory."""
+    try:
+        return [Jail(base=base, program=program, id=machine_id) for program in sorted(base.iterdir())]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def build(jail: Jail, plan: BootPlan) -> None:
     """Make the jail afresh, with all that the engine needs in it by hard links, so that nothing is copied.
 
