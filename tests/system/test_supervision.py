@@ -115,6 +115,29 @@ def stays_down(host: Host, name: str, pid: int, why: str) -> None:
 
 
 @pytest.mark.fault(13)
+def test_a_power_off_is_seen_on_a_console_that_looks_like_its_predecessors(lab: Host) -> None:
+    """Another machine of the same name, whose console has grown as long before anyone looked at it."""
+    lab.vmm("create", "stays", *SMALL)
+    lab.start("stays")
+    (supervisor,) = lab.supervisors()
+    sizes = []
+    for stopped in (False, True):
+        lab.vmm("create", "m", *SMALL, "--kernel", "powers-off")
+        if stopped:
+            os.kill(supervisor, signal.SIGSTOP)
+        try:
+            lab.start("m")
+            lab.press("m")
+            wait_for(lambda: "Power down" in lab.console("m"))
+            sizes.append(len(lab.console("m")))
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        wait_for(lambda: lab.machine("m")["state"] == "stopped", timeout=10)
+        lab.vmm("delete", "m")
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.fault(13)
 def test_each_restart_in_a_row_waits_longer_and_the_tenth_is_the_last(lab: Host) -> None:
     lab.vmm("create", "m", *SMALL, "--restart", "on-failure")
     for before, delay in ((2, 4), (4, 16), (9, 60)):

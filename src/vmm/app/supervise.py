@@ -159,6 +159,8 @@ class _Watch:
             os.close(fd)
             return False
         self._fds[machine.name] = (fd, machine.process.pid)
+        # Of another process, and maybe of another machine that had this name.
+        self._consoles.pop(machine.name, None)
         poller.register(fd, select.POLLIN)
         return True
 
