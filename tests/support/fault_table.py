@@ -43,6 +43,16 @@ ROWS = {
     38: "secrets in argv, logs, JSON, traces",
     39: "a privileged helper attacked",
     40: "a kernel that lacks what isolates",
+    41: "another tool flushes all rules while machines run",
+    42: "a guest that opens connections without end",
+    43: "another user's process that looks like an engine",
+    44: "another user who holds a read transaction or a lock",
+    45: "a second vmm on the host",
+    46: "guest kernels of every age power off, reboot, panic, hang",
+    47: "roots that nobody tuned",
+    48: "words for a guest that look like options",
+    49: "output without end, or with control characters",
+    50: "a host that is configured against vmm",
 }
 
 

@@ -151,8 +151,10 @@ def _machine(*, kvm: bool) -> tuple[list[str], list[str], str]:
     # Without a known TSC frequency the kernel hangs in its calibration under TCG; it must be near the host's real
     # one, or the guest's clock runs fast or slow.
     hertz = tsc_hz(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    # pic=off: Linux programs no PIC on this machine type, so the PIT's interrupt would come as vector 0 and panic the
+    # guest in silence (measured: 16 of 20 boots with qemu 10, one in 15 to 30 with 7.2; none of 30 and 75 without).
     return (
-        ["-M", "microvm,pit=on,pic=on,rtc=on", "-accel", "tcg,thread=multi,tb-size=256"],
+        ["-M", "microvm,pit=on,pic=off,rtc=on", "-accel", "tcg,thread=multi,tb-size=256"],
         ["-cpu", f"max,tsc-frequency={hertz}"],
         f" tsc_early_khz={hertz // 1000}",
     )
