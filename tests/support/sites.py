@@ -20,6 +20,7 @@ from vmm.app import HostSite
 from vmm.config import DEFAULTS, SUBNET
 from vmm.errors import EngineError, NotFoundError, StateError
 from vmm.model.engine import BootPlan, EngineFeatures
+from vmm.model.facts import Answer, Moment
 from vmm.model.image import Image, Kernel
 from vmm.model.machine import EngineName, Machine, MachineState, Owner, ProcessIdentity
 from vmm.model.network import Lease, PortForward, place_in
@@ -481,6 +482,19 @@ class FakeUnits:
             raise self.fails
 
 
+@dataclass
+class FakeFacts:
+    log: Journal
+    answers: list[Answer] = field(default_factory=list)
+
+    def ask(self, moment: Moment) -> list[Answer]:
+        return self.answers
+
+    def mend(self, moment: Moment) -> list[Answer]:
+        self.log.step()
+        return self.answers
+
+
 class FakeSite:
     """Everything that happens is in `log`, in order."""
 
@@ -495,6 +509,7 @@ class FakeSite:
         self.processes = FakeProcesses(self.log, clock)
         # What a firewall that must be rendered is rendered from is decided where everything is wired.
         self.network = FakeNetwork(self.log, lambda: HostSite.running_leases(self))  # type: ignore[arg-type]
+        self.facts = FakeFacts(self.log)
         consoles: dict[str, str] = {}
         self.the_engine = FakeEngine(self.log, self.processes, consoles)
         self.files = FakeFiles(self.log, root, self.the_engine.sockets, consoles)

@@ -19,6 +19,7 @@ from vmm.model.network import place_in
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from vmm.app.facts import HostFacts
     from vmm.config import Config
     from vmm.guest.ssh import SshGuest
     from vmm.host.systemd import MachineUnits
@@ -231,6 +232,12 @@ class HostSite:
         # What waits for its restart gets its tap and rules with it.
         live = [machine for machine in seen if machine.state in LIVE and not is_waiting(machine)]
         return [(machine.lease, self.store.forwards(machine.name)) for machine in live]
+
+    @property
+    def facts(self) -> HostFacts:
+        from vmm.app.facts import HostFacts
+
+        return HostFacts(self)
 
     @property
     def images(self) -> ImageLibrary:

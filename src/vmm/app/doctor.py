@@ -10,6 +10,7 @@ from vmm.engines.firecracker import releases
 from vmm.engines.firecracker.jail import refuse_unsafe
 from vmm.errors import NotFoundError, VmmError
 from vmm.host import cgroups, files, packages, probes, systemd
+from vmm.model.facts import Answer, Moment, Standing
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import EngineName, Machine
 from vmm.model.readiness import Check, CheckStatus
@@ -34,9 +35,6 @@ def examine(site: HostSite) -> tuple[Check, ...]:
         _programs,
         _tun,
         _nftables,
-        _forwarding,
-        lambda: _forward_policy(site),
-        lambda: _bridge(site),
         lambda: _room(site),
         lambda: _file_system(site),
         lambda: _database(site),
@@ -45,7 +43,8 @@ def examine(site: HostSite) -> tuple[Check, ...]:
         _clock,
         _systemd,
     )
-    return tuple(_safely(check) for check in checks)
+    needed = tuple(_as_check(answer) for answer in site.facts.ask(Moment.LOOK))
+    return (*(_safely(check) for check in checks), *needed)
 
 
 def engine_versions(site: HostSite) -> dict[str, str | None]:
@@ -60,6 +59,16 @@ def engine_versions(site: HostSite) -> dict[str, str | None]:
         words = process.run([str(qemu), "--version"], check=False).stdout
         found["qemu"] = ".".join(map(str, releases.parse(words)))
     return found
+
+
+def _as_check(answer: Answer) -> Check:
+    match answer.standing:
+        case Standing.OK:
+            return _ok(answer.name, answer.proof)
+        case Standing.NOT_OK if answer.fatal:
+            return _bad(answer.name, answer.proof, answer.fix)
+        case _:
+            return _warn(answer.name, answer.proof, answer.fix)
 
 
 def _safely(check: Callable[[], Check]) -> Check:
@@ -174,36 +183,6 @@ def _nftables() -> Check:
             "nftables", words, "sudo modprobe nf_tables; sudo modprobe nf_tables_bridge; a kernel that has them"
         )
     return _ok("nftables", "the ip and bridge families work")
-
-
-def _forwarding() -> Check:
-    if links.host_forwards():
-        return _ok("ip forwarding", "on")
-    return _warn("ip forwarding", "off; the first start turns it on", "sudo sysctl -w net.ipv4.ip_forward=1")
-
-
-def _forward_policy(site: HostSite) -> Check:
-    if not links.is_root():
-        return _warn("forward policy", "only root can see it", "sudo vmm doctor")
-    owner = probes.forward_policy_drops()
-    if owner == "firewalld":
-        fix = (
-            f"sudo firewall-cmd --permanent --zone=trusted --add-interface={site.config.bridge_name};"
-            " sudo firewall-cmd --reload"
-        )
-        return _warn("forward policy", "firewalld decides what is forwarded", fix)
-    if owner and site.network.is_dropped_by_others():
-        return _warn("forward policy", f"{owner} drops what machines send to the world", "sudo vmm setup")
-    if owner:
-        return _ok("forward policy", f"{owner} drops by default; vmm's own rule lets its machines through")
-    return _ok("forward policy", "nothing else drops what machines send")
-
-
-def _bridge(site: HostSite) -> Check:
-    name = site.config.bridge_name
-    if links.bridge_is_whole(name, site.subnet):
-        return _ok("bridge", f"{name}, {site.subnet.gateway} in {site.subnet.cidr}")
-    return _warn("bridge", f"{name} is not up with {site.subnet.gateway}; the next start mends it", "sudo vmm setup")
 
 
 def _room(site: HostSite) -> Check:

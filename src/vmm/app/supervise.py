@@ -14,6 +14,7 @@ import time
 from zlib import crc32
 
 from vmm import TYPE_CHECKING
+from vmm.app.host_watch import HostWatch
 from vmm.errors import VmmError
 from vmm.host import files, identity, process, systemd
 from vmm.model.lifecycle import LIVE, is_waiting
@@ -89,6 +90,7 @@ class _Watch:
         self._children: dict[str, tuple[Machine, process.Begun]] = {}
         self._vain: dict[str, tuple[Machine, float]] = {}  # name -> what could not be settled, and since when
         self._consoles: dict[str, tuple[int, bool]] = {}  # name -> size, whether its end was looked at
+        self._host = HostWatch(site)
 
     def until_idle(self) -> None:
         poller = select.poll()
@@ -104,6 +106,7 @@ class _Watch:
                 self._forget(next(name for name, (known, _) in self._fds.items() if known == fd), poller)
                 self._looked = -_LOOK_AGAIN_S
             self._reap()
+            self._host.look()
 
     def _look(self, poller: select.poll) -> None:
         try:

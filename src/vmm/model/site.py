@@ -8,6 +8,7 @@ from typing import Protocol
 from vmm.model.defaults import Defaults
 from vmm.model.engine import BootPlan, EngineFeatures, EngineStatus
 from vmm.model.event import Event, Happening
+from vmm.model.facts import Answer, Moment
 from vmm.model.image import Image, Kernel
 from vmm.model.machine import (
     EngineName,
@@ -299,6 +300,18 @@ class Units(Protocol):
         ...
 
 
+class HostFacts(Protocol):
+    """What guests need of this host (`vmm.model.facts`). One that cannot be looked at keeps no other from it."""
+
+    def ask(self, moment: Moment) -> Sequence[Answer]:
+        """Answer what is asked at this moment; nothing is changed."""
+        ...
+
+    def mend(self, moment: Moment) -> Sequence[Answer]:
+        """Answer what is asked at this moment, and mend what is not ok and can be mended."""
+        ...
+
+
 class Site(Protocol):
     """One host's vmm: what every operation is given first. Rooms are opened when they are first asked for."""
 
@@ -306,6 +319,8 @@ class Site(Protocol):
     def store(self) -> Store: ...
     @property
     def network(self) -> Network: ...
+    @property
+    def facts(self) -> HostFacts: ...
     @property
     def processes(self) -> Processes: ...
     @property

@@ -30,7 +30,7 @@ class HostNetwork(Value):
 
     @contextlib.contextmanager
     def attaching(self, lease: Lease, forwards: Sequence[PortForward], *, uid: int = 0) -> Generator[None]:
-        self._mend_bridge()
+        self._look_at_bridge()
         admitted = self._firewall.begin_admit(lease, forwards)
         try:
             yield
@@ -136,7 +136,15 @@ class HostNetwork(Value):
         """Whether another firewall of this host drops what machines send."""
         return self._firewall.is_dropped_by_others()
 
-    def _mend_bridge(self) -> None:
+    def mend_bridge(self) -> None:
+        """Make the bridge what it should be, and let the host forward."""
+        links.mend_bridge(self.bridge_name, self.subnet)
+
+    def accept_where_others_drop(self) -> None:
+        """Let the machines' traffic pass where another firewall of this host drops it and a rule of ours can help."""
+        self._firewall.accept_where_others_drop()
+
+    def _look_at_bridge(self) -> None:
         if not links.bridge_is_whole(self.bridge_name, self.subnet):
             links.mend_bridge(self.bridge_name, self.subnet)
             self._firewall.accept_where_others_drop()

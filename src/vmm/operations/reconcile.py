@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, NotFoundError, VmmError
 from vmm.model.event import EventKind, Happening
+from vmm.model.facts import Moment, Standing
 from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import Machine, MachineState, UnreadableRecord
 from vmm.model.value import Value
@@ -15,6 +16,7 @@ from vmm.operations.settle import settle_locked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm.model.facts import Answer
     from vmm.model.machine import ProcessIdentity
     from vmm.model.network import PortForward
     from vmm.model.site import Site, Traces
@@ -50,6 +52,7 @@ def reconcile(site: Site) -> tuple[Repair, ...]:
             # One of a vmm that wrote none, or whose disk was full: what can be made again is no repair.
             site.files.describe(machine, site.store.forwards(machine.name))
     repairs += _mend_network(site)
+    repairs += _mend_host(site)
     repairs += _sweep(site)
     if any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine)):
         repairs += _watch(site)
@@ -167,6 +170,21 @@ def _mend_network(site: Site) -> list[Repair]:
     # A tap that is gone is lost to the engine that had it open: only the machine's own restart brings another.
     stays = set(_network_differences(site))
     return [Repair(subject="network", what=what, done=what not in stays) for what in found]
+
+
+def _mend_host(site: Site) -> list[Repair]:
+    """Mend what machines need of their host; what vmm cannot mend is said, with the command that does."""
+    if not any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine)):
+        # Nothing runs that needs it: the next start looks, and setup and doctor say what it will find.
+        return []
+    answers = site.facts.mend(Moment.LOOK)
+    told = [answer for answer in answers if answer.standing is not Standing.OK]
+    return [Repair(subject="host", what=_words(answer), done=answer.mended) for answer in told]
+
+
+def _words(answer: Answer) -> str:
+    what = f"{answer.name}: {answer.proof}"
+    return what if answer.mended or not answer.fix else f"{what}; {answer.fix}"
 
 
 def _is_held(site: Site, name: str) -> bool:

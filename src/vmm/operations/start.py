@@ -12,6 +12,7 @@ from vmm.model.clock import now
 from vmm.model.command_line import command_line
 from vmm.model.engine import BootPlan, Disk
 from vmm.model.event import EventKind, Happening
+from vmm.model.facts import Moment, Standing
 from vmm.model.lifecycle import LIVE, Verb, check_legal, is_needed, is_waiting
 from vmm.model.machine import (
     NO_LIMITS,
@@ -269,7 +270,14 @@ def _warnings(site: Site, machine: Machine) -> tuple[str, ...]:
         with contextlib.suppress(StateError):
             if site.store.note_once(f"warned: {hole}"):
                 said.append(f"{hole} Get a newer release: sudo vmm setup --force (vmm doctor keeps naming it).")
-    return tuple(said)
+    return (*said, *_host_warnings(site))
+
+
+def _host_warnings(site: Site) -> list[str]:
+    """Return what of this host keeps the machine from what it needs, and could not be mended."""
+    answers = site.facts.mend(Moment.START)
+    wrong = [answer for answer in answers if answer.standing is Standing.NOT_OK and not answer.mended]
+    return [f"{answer.name}: {answer.proof}. To mend it: {answer.fix}" for answer in wrong]
 
 
 def _runs_all_along(site: Site, machine: Machine) -> bool:
