@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# On a loaded machine a single example may wait for longer than any deadline; that is no fault of what is tested.
+settings.register_profile("loaded", deadline=None)
+settings.load_profile("loaded")
 
 
 @pytest.fixture(autouse=True, scope="session")
