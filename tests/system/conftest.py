@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import nested_image
 import pytest
 import tiny_kernel
 from hosts import Host, a_host, sh
+from nested import Nested, a_nested_host
 from nspawn import groups
 
 _numbers = itertools.count()
@@ -63,3 +65,17 @@ def add_kernel(host: Host, directory: Path, name: str, content: bytes) -> None:
     kernel.write_bytes(content)
     host.vmm("kernel", "import", str(kernel), "--name", name, "--no-stage1")
     kernel.unlink()
+
+
+@pytest.fixture(scope="session")
+def nested(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nested]:
+    """Debian 12 with virtualization: real Firecracker with whole guests, a real systemd, cgroup v2."""
+    with a_nested_host(nested_image.DEBIAN_12, _name(), tmp_path_factory.mktemp("nested")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def nested_13(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nested]:
+    """Debian 13 with virtualization, its network looked after by systemd-networkd and systemd-resolved."""
+    with a_nested_host(nested_image.DEBIAN_13, _name(), tmp_path_factory.mktemp("nested"), memory_mib=4096) as made:
+        yield made
