@@ -145,7 +145,8 @@ def load(*, data_dir: Path | None = None, file: Path | None = None) -> Config:
     """
     environment = os.environ
     chosen = data_dir or _path(environment.get("VMM_DATA_DIR")) or DATA_DIR
-    path = file or file_of(data_dir=data_dir)
+    # Absolute: what vmm starts in another directory reads it too.
+    path = (file or file_of(data_dir=data_dir)).absolute()
     values = _flatten(_read(path, must_exist=bool(file or environment.get("VMM_CONFIG"))), path)
     if data_dir is None and "VMM_DATA_DIR" not in environment and "data_dir" in values:
         chosen = Path(str(values["data_dir"]))
@@ -244,20 +245,25 @@ def _checked(paths: Paths, file: Path, values: Mapping[str, object]) -> Config:
     def text(key: str, default: str) -> str:
         return str(values.get(key, default))
 
-    bridge = text("bridge_name", "vmm-br0")
-    # The kernel's rule for link names: up to 15 bytes (IFNAMSIZ 16), no slash, no white space.
-    if not (1 <= len(bridge) <= 15 and bridge.isascii() and bridge.replace("-", "").replace("_", "").isalnum()):
+    bridge, interface = text("bridge_name", "vmm-br0"), text("host_interface", "")
+    if not _is_link_name(bridge, besides="-_"):
         raise ConfigError(
             f"{bridge!r} cannot be the name of a bridge.",
-            details="A link's name has 1 to 15 letters, digits, '-' or '_'.",
+            details="A link's name has 1 to 15 letters, digits, '-' or '_', and begins with a letter or digit.",
             resolution="vmm config set bridge_name vmm-br0",
+        )
+    if interface and not _is_link_name(interface, besides="-_.:"):
+        raise ConfigError(
+            f"{interface!r} cannot be the name of a host's interface.",
+            details="A link's name has 1 to 15 letters, digits, '-', '_', '.' or ':', a letter or digit first.",
+            resolution="See their names with ip link, then: vmm config set host_interface NAME",
         )
     return Config(
         paths=paths,
         file=file,
         bridge_name=bridge,
         subnet=_subnet(values),
-        host_interface=text("host_interface", "") or None,
+        host_interface=interface or None,
         firecracker=text("firecracker", ""),
         qemu=text("qemu", ""),
         firecracker_url=text("firecracker_url", ""),
@@ -265,6 +271,13 @@ def _checked(paths: Paths, file: Path, values: Mapping[str, object]) -> Config:
         socket_group=text("socket_group", ""),
         defaults=_defaults(file, values),
     )
+
+
+def _is_link_name(name: str, *, besides: str) -> bool:
+    """Whether a link can have this name, which becomes part of rules and of arguments of programs."""
+    # The kernel's rule: up to 15 bytes (IFNAMSIZ 16), no slash, no white space.
+    plain = name.translate(dict.fromkeys(map(ord, besides)))
+    return 1 <= len(name) <= 15 and name.isascii() and plain.isalnum() and name[0].isalnum()
 
 
 def _uids(text: str, file: Path) -> tuple[int, int]:

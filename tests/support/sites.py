@@ -445,8 +445,8 @@ class FakeGuest:
             self.processes.end(machine.process)
         return self.obeys
 
-    def ssh_command(self, machine, *, user, arguments) -> list[str]:
-        return ["ssh", "-l", user, machine.id, *arguments]
+    def ssh_command(self, machine, session) -> list[str]:
+        return ["ssh", "-l", session.user, machine.id, *session.words]
 
 
 class FakeLibrary:

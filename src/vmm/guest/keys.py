@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from vmm import TYPE_CHECKING
-from vmm.errors import UsageError
+from vmm.errors import HostError, UsageError
 from vmm.host import files, process
 from vmm.model.value import Value
 
@@ -19,6 +22,12 @@ _TYPES = (
     "sk-ssh-ed25519@openssh.com",
     "sk-ecdsa-sha2-nistp256@openssh.com",
 )
+# What is looked through of a user's home, and read of each file there.
+_MOST_KEYS = 100
+_KEY_BYTES = 16 * 1024
+# An agent that asks its user whether it may list keys is no use here.
+_AGENT_S = 5.0
+PublicKey = tuple[str, str]
 
 
 class ManagedKey(Value):
@@ -68,6 +77,54 @@ def checked_public_key(text: str, *, source: str) -> str:
             resolution="Give the .pub file of your key; ssh-keygen -t ed25519 makes one.",
         )
     return line
+
+
+def private_keys(published: Path) -> dict[PublicKey, Path]:
+    """Return the private keys of the user who asks: a file of each, by the public one.
+
+    Those of their home as they are. Of those that only their agent has, the public one, if it is in `published`.
+    """
+    from pathlib import Path
+
+    agents = _agents_keys()
+    found: dict[PublicKey, Path] = {}
+    with contextlib.suppress(OSError, RuntimeError):
+        for public in sorted(published.glob("*.pub"))[:_MOST_KEYS]:
+            if (key := _public_key(public)) in agents:
+                found[key] = public
+        for public in sorted((Path.home() / ".ssh").glob("*.pub"))[:_MOST_KEYS]:
+            private = public.with_suffix("")
+            if os.access(private, os.R_OK) and private.is_file():
+                found[_public_key(public)] = private
+    return found
+
+
+def _agents_keys() -> set[PublicKey]:
+    """Return the public keys that the user's agent holds; none where there is no agent, or none that answers."""
+    socket = os.environ.get("SSH_AUTH_SOCK")
+    if not socket:
+        return set()
+    try:
+        listed = process.run(["ssh-add", "-L"], env={"SSH_AUTH_SOCK": socket}, timeout_s=_AGENT_S, check=False)
+    except HostError:
+        return set()
+    return {in_line(line) for line in listed.stdout.splitlines()} if listed.code == 0 else set()
+
+
+def _public_key(path: Path) -> PublicKey:
+    """Return the key in a file, whatever that is: an empty one where there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as stream:
+            return in_line(stream.read(_KEY_BYTES).decode(errors="replace"))
+    except OSError:
+        return ("", "")
+
+
+def in_line(line: str) -> PublicKey:
+    """Return type and text of a public key's line, without its comment."""
+    kind, _, rest = line.strip().partition(" ")
+    return kind, rest.strip().partition(" ")[0]
 
 
 def _is_base64(text: str) -> bool:

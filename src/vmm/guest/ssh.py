@@ -7,16 +7,19 @@ import socket
 import time
 
 from vmm import TYPE_CHECKING
-from vmm.errors import GuestError, HostError
+from vmm.errors import GuestError, HostError, UsageError
 from vmm.host import files, process
+from vmm.model.session import remote_line
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from vmm.config import Paths
     from vmm.guest.keys import ManagedKey
     from vmm.model.machine import Machine
+    from vmm.model.session import Session
 
 _PORT = 22
 _ASK_S = 8.0
@@ -26,10 +29,14 @@ _POLL_S = 0.02
 _CONNECT_S = 0.5
 # A server may take its time between accepting and greeting: under TCG a fork and exec of sshd take long.
 _GREETING_S = 5.0
+# What a server may say before its greeting (RFC 4253, 4.2) is read up to here.
+_GREETING_BYTES = 8 * 1024
+# What an answer to our own question may have; a guest that says more is not listened to.
+_ANSWER_BYTES = 64 * 1024
 
 
 class SshGuest(Value):
-    """The way into a running machine. The managed key is offered where it can be read, the user's own keys else."""
+    """The way into a running machine, with keys that it was given: vmm's own where it can be read, else the user's."""
 
     paths: Paths
     key: ManagedKey
@@ -62,14 +69,26 @@ class SshGuest(Value):
         # An init other than systemd has the plain commands. The word proves that we were in, whatever becomes of the
         # connection when the guest goes down under it.
         command = f"echo {_ASKED}; systemctl --no-block {verb} 2>/dev/null || {verb}"
-        argv = [*self._base(machine, user="root", seconds=3), "-o", "BatchMode=yes", "-n", machine.id, command]
+        argv = [
+            *self._base(machine, user="root", seconds=3), *_offering([self.key.private]),
+            "-o", "BatchMode=yes", "-n", "-T", "--", machine.id, command,
+        ]  # fmt: skip
         try:
-            return _ASKED in process.run(argv, timeout_s=min(_ASK_S, timeout_s), check=False).stdout
+            timeout_s = min(_ASK_S, timeout_s)
+            return _ASKED in process.run(argv, timeout_s=timeout_s, check=False, most_bytes=_ANSWER_BYTES).stdout
         except HostError:
             return False
 
-    def ssh_command(self, machine: Machine, *, user: str, arguments: Sequence[str]) -> list[str]:
-        return [*self._base(machine, user=user, seconds=10), machine.id, *arguments]
+    def ssh_command(self, machine: Machine, session: Session) -> list[str]:
+        argv = [*self._base(machine, user=session.user, seconds=10)]
+        argv += self._keys(machine, user=session.user, identity=session.identity)
+        if not session.has_input:
+            argv.append("-n")
+        if session.terminal is not None:
+            # Twice: also where our own input is none.
+            argv.append("-tt" if session.terminal else "-T")
+        # Behind `--` ssh looks for no options any more, neither before the host's name nor behind it.
+        return [*argv, "--", machine.id, *([remote_line(session.words)] if session.words else [])]
 
     def _base(self, machine: Machine, *, user: str, seconds: int) -> list[str]:
         options = {
@@ -78,35 +97,85 @@ class SshGuest(Value):
             "UserKnownHostsFile": str(files.confined(self.paths.machines, machine.name) / "known_hosts"),
             "GlobalKnownHostsFile": "/dev/null",
             "StrictHostKeyChecking": "yes",
+            # A guest adds no key to what the host knows of it.
+            "UpdateHostKeys": "no",
             "HostKeyAlgorithms": "ssh-ed25519",
             "ConnectTimeout": str(seconds),
             "ServerAliveInterval": "15",
             "LogLevel": "ERROR",
             "Port": str(_PORT),
         }
-        if self._can_read_key():
-            options["IdentityFile"] = str(self.key.private)
-            options["IdentitiesOnly"] = "yes"
         # -F none: neither the host's nor the user's configuration may redirect what is vmm's.
         argv = ["ssh", "-F", "none", "-l", user]
         for name, value in options.items():
-            argv += ["-o", f"{name}={_quoted(value)}"]
+            argv += ["-o", f"{name}={quoted(value)}"]
         return argv
+
+    def _keys(self, machine: Machine, *, user: str, identity: Path | None) -> list[str]:
+        """Return the options that offer keys: a server hangs up on who offers more than a few that it does not know."""
+        if identity is not None:
+            if not os.access(identity, os.R_OK):
+                raise UsageError(
+                    f"The key {identity} cannot be read.",
+                    details="It was given with --identity.",
+                    resolution="Give the file of a private key of yours, such as ~/.ssh/id_ed25519.",
+                )
+            return _offering([identity])
+        managed = self.key.private if self._can_read_key() else None
+        if managed is not None and user == "root":
+            return _offering([managed])
+        own = self._own_keys(machine)
+        if managed is None and not machine.spec.ssh_keys:
+            # It was given no key of anyone's: its image may have brought one, of which nobody here knows.
+            return []
+        return _offering([*([managed] if managed is not None else []), *own])
+
+    def _own_keys(self, machine: Machine) -> list[Path]:
+        """Return a file for each key that the machine was given and the user has: the private one of their home's.
+
+        Of one that their agent has it is the public one, by which ssh finds it there.
+        """
+        from vmm.guest.keys import in_line, private_keys
+
+        if not machine.spec.ssh_keys:
+            return []
+        own = private_keys(files.confined(self.paths.machines, machine.name) / "keys")
+        wanted = [in_line(line) for line in machine.spec.ssh_keys]
+        return [own[key] for key in wanted if key in own]
 
     def _can_read_key(self) -> bool:
         return os.access(self.key.private, os.R_OK)
 
 
-def _quoted(value: str) -> str:
-    """Quote a value of an ssh option: white space separates several known_hosts files."""
-    return f'"{value}"' if any(letter.isspace() for letter in value) else value
+def _offering(keys: Sequence[Path]) -> list[str]:
+    """Return the options that offer these keys and no other, whatever the user's agent and home hold."""
+    argv = ["-o", "IdentitiesOnly=yes"]
+    for key in keys:
+        argv += ["-o", f"IdentityFile={quoted(str(key))}"]
+    return argv
+
+
+def quoted(value: str) -> str:
+    """Return a value of an ssh option as ssh reads it: in quotes, and with no token of its own (ssh_config(5))."""
+    plain = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{plain}"'
 
 
 def _greets(address: str, remaining_s: float) -> bool:
-    """Whether an ssh server at `address` sends its banner; bounded by `remaining_s`."""
+    """Whether an ssh server at `address` greets as one does; bounded by `remaining_s`, however slowly it speaks."""
+    deadline = time.monotonic() + max(0.01, remaining_s)
     try:
         with socket.create_connection((address, _PORT), timeout=min(_CONNECT_S, max(0.01, remaining_s))) as connection:
-            connection.settimeout(min(_GREETING_S, max(0.01, remaining_s)))
-            return connection.recv(4) == b"SSH-"
+            deadline = min(deadline, time.monotonic() + _GREETING_S)
+            said = b"\n"
+            while len(said) < _GREETING_BYTES and (left := deadline - time.monotonic()) > 0:
+                connection.settimeout(left)
+                part = connection.recv(1024)
+                said += part
+                if b"\nSSH-" in said:
+                    return True
+                if not part:
+                    return False
     except OSError:
-        return False
+        pass
+    return False

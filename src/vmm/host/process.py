@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TIMEOUT_S = 60.0
 _MOMENT_S = 2.0
+# What is kept of what a program says; the longest known is nft's list of ten thousand machines. One that says more is
+# ended; of complaints the newest are kept.
+_MOST_BYTES = 64 * 1024 * 1024
+_MOST_COMPLAINTS = 64 * 1024
+_PIPE_BYTES = 4096  # PIPE_BUF: what a pipe that is ready takes without making us wait
 # Held while a program is started. Until it execs, a child has open what any of our threads has, close-on-exec or not:
 # whoever opens what must be closed when they close it (a tap, which is busy else) holds this meanwhile.
 forking = _thread.allocate_lock()
@@ -88,11 +94,13 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
     cwd: Path | None = None,
     stdout: IO[bytes] | None = None,
     check: bool = True,
+    most_bytes: int = _MOST_BYTES,
 ) -> Completed:
     """Run a program to its end. `stdout` given: its output goes there and `Completed.stdout` is empty.
 
     Raises:
-        HostError: the program is missing, took longer than `timeout_s`, or (with `check`) did not end with code 0.
+        HostError: the program is missing, took longer than `timeout_s`, said more than `most_bytes`, or (with `check`)
+            did not end with code 0.
     """
     with _told(argv):
         with forking:
@@ -104,13 +112,12 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
                 env=environment(env),
                 cwd=cwd,
             )
-        said, complained = _communicated(child, stdin or "", timeout_s)
-    raw: bytes | None = said
+        talk = _communicated(child, argv, (stdin or "").encode(), timeout_s=timeout_s, most_bytes=most_bytes)
     completed = Completed(
         argv=tuple(argv),
         code=child.returncode,
-        stdout=(raw or b"").decode(errors="replace"),
-        stderr=complained.decode(errors="replace"),
+        stdout=talk.said.decode(errors="replace"),
+        stderr=talk.complained.decode(errors="replace"),
     )
     if check and completed.code != 0:
         raise HostError(
@@ -121,15 +128,91 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
     return completed
 
 
-def _communicated(child: subprocess.Popen[bytes], stdin: str, timeout_s: float) -> tuple[bytes, bytes]:
-    """Give a child its input, and return what it said and complained of; it is ended when that is cut short."""
+def _communicated(
+    child: subprocess.Popen[bytes], argv: Sequence[str], stdin: bytes, *, timeout_s: float, most_bytes: int
+) -> _Talk:
+    """Give a child its input, and return what it said; it is ended when that is cut short, or is too much."""
+    talk = _Talk(child, stdin, most_bytes=most_bytes)
+    deadline = time.monotonic() + timeout_s
     with child:
         try:
-            # An empty input is an end of file at once: what /dev/null would give.
-            return child.communicate(stdin.encode(), timeout_s)
+            while talk.goes_on():
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise subprocess.TimeoutExpired(list(argv), timeout_s)
+                talk.step(left)
+            if talk.is_too_long:
+                child.kill()
+            child.wait(max(0.0, deadline - time.monotonic()))
         except BaseException:
             child.kill()
             raise
+    if talk.is_too_long:
+        raise HostError(
+            f"{Path(argv[0]).name} said more than any program should.",
+            details=f"It was ended after {most_bytes} bytes: {_line(argv)}",
+            resolution="Run the command by hand to see what it says, then try again.",
+        )
+    return talk
+
+
+class _Talk:
+    """What goes to a child and comes from it, by pipes, and is bounded: subprocess's own takes what comes."""
+
+    def __init__(self, child: subprocess.Popen[bytes], stdin: bytes, *, most_bytes: int) -> None:
+        import select
+
+        self.said = bytearray()
+        self.complained = bytearray()
+        self.is_too_long = False
+        self._most_bytes = most_bytes
+        self._rest = memoryview(stdin)
+        self._child = child
+        self._poller = select.poll()
+        self._open: dict[int, IO[bytes]] = {}
+        # An empty input is an end of file at once: what /dev/null would give.
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                self._poller.register(pipe, select.POLLOUT if pipe is child.stdin else select.POLLIN)
+                self._open[pipe.fileno()] = pipe
+        if not stdin and child.stdin is not None:
+            self._close(child.stdin)
+
+    def goes_on(self) -> bool:
+        return bool(self._open) and not self.is_too_long
+
+    def step(self, timeout_s: float) -> None:
+        """Pass on what is ready; wait for it no longer than that."""
+        for fd, _ in self._poller.poll(timeout_s * 1000):
+            pipe = self._open[fd]
+            if pipe is self._child.stdin:
+                self._give(pipe)
+            else:
+                self._take(pipe)
+
+    def _give(self, pipe: IO[bytes]) -> None:
+        try:
+            self._rest = self._rest[os.write(pipe.fileno(), self._rest[:_PIPE_BYTES]) :]
+        except BrokenPipeError:
+            self._rest = self._rest[:0]
+        if not self._rest:
+            self._close(pipe)
+
+    def _take(self, pipe: IO[bytes]) -> None:
+        part = os.read(pipe.fileno(), 64 * 1024)
+        if not part:
+            self._close(pipe)
+        elif pipe is self._child.stdout:
+            self.said += part
+            self.is_too_long = len(self.said) > self._most_bytes
+        else:
+            self.complained += part
+            del self.complained[:-_MOST_COMPLAINTS]
+
+    def _close(self, pipe: IO[bytes]) -> None:
+        del self._open[pipe.fileno()]
+        self._poller.unregister(pipe)
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
 
 
 class Streams(Value):

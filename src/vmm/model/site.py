@@ -21,6 +21,7 @@ from vmm.model.machine import (
 )
 from vmm.model.network import Lease, PortForward, Subnet
 from vmm.model.progress import Progress
+from vmm.model.session import Session
 from vmm.model.value import Value
 
 
@@ -283,7 +284,7 @@ class Guest(Protocol):
         """Ask the guest over ssh to shut down, bounded by `timeout_s`; True when it took the request."""
         ...
 
-    def ssh_command(self, machine: Machine, *, user: str, arguments: Sequence[str]) -> list[str]:
+    def ssh_command(self, machine: Machine, session: Session) -> list[str]:
         """Return the argument list of the system's ssh that reaches this machine and checks its host key strictly."""
         ...
 

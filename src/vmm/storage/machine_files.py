@@ -59,6 +59,7 @@ class MachineDirectories(Value):
             files.write_atomic(user_data, machine.spec.user_data, mode=0o600)
             self.make_seed(machine, user_data, directory / "cidata.iso")
         self.describe(machine, ())
+        self._publish_keys(machine)
         if machine.spec.disk_mib > image.size_mib:
             (directory / "grow").touch(mode=0o600)
         temporary = directory / ".disk.ext4.new"
@@ -104,6 +105,7 @@ class MachineDirectories(Value):
         directory = self._directory(machine.name)
         # Made with the machine; one that was lost is no reason not to boot.
         self._host_key(machine)
+        self._publish_keys(machine)
         out = directory / "initrd"
         self.write_initrd(
             out,
@@ -207,6 +209,15 @@ class MachineDirectories(Value):
 
     def _directory(self, name: str) -> Path:
         return files.confined(self.paths.machines, name)
+
+    def _publish_keys(self, machine: Machine) -> None:
+        """Write each public key that the machine was given to a file, which `vmm ssh` offers to a user's agent."""
+        for number, line in enumerate(machine.spec.ssh_keys):
+            path = self._directory(machine.name) / "keys" / f"{number}.pub"
+            # They never change.
+            if not path.exists():
+                files.make_dir(path.parent)
+                files.write_atomic(path, f"{line}\n", mode=0o644, durable=False)
 
     def _host_key(self, machine: Machine) -> None:
         directory = self._directory(machine.name)

@@ -8,6 +8,7 @@ from sites import Clock, FakeSite, end_engine, made, running, state
 from vmm.errors import ConflictError, EngineError, GuestError, HostError, NetworkError, NotFoundError, UsageError
 from vmm.model.machine import MachineState
 from vmm.model.network import PortForward, Protocol
+from vmm.model.session import Session
 from vmm.model.value import replace
 from vmm.operations.change import Changes, change
 from vmm.operations.forwards import add_forward, list_forwards, remove_forward
@@ -461,8 +462,8 @@ def test_ssh_reaches_only_what_runs(site: FakeSite) -> None:
     with pytest.raises(ConflictError, match="cannot be reached"):
         ssh_command(site, "m")
     start(site, "m")
-    argv = ssh_command(site, "m", user="dev", arguments=("ls", "-l"))
+    argv = ssh_command(site, "m", Session(user="dev", words=("ls", "-l")))
     assert argv[:3] == ["ssh", "-l", "dev"]
     assert argv[-2:] == ["ls", "-l"]
     with pytest.raises(UsageError):
-        ssh_command(site, "m", user="-oProxyCommand=id")
+        ssh_command(site, "m", Session(user="-oProxyCommand=id"))

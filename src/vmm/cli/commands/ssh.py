@@ -1,44 +1,54 @@
 """`vmm ssh` and `vmm exec`."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from vmm.cli.options import Command, machine_argument, settings
+from vmm.cli.options import machine_argument, settings
+from vmm.cli.words import ONE_RULE, WordsCommand, session_of, session_options
 
-_user = click.option("-u", "--user", default="root", show_default=True, help="The user inside.")
+_INPUT = "The command reads stdin; in a loop that reads a list, give -n, or it takes the rest of the list."
 
 
-@click.command("ssh", cls=Command)
-@machine_argument
-@_user
-@click.argument("words", nargs=-1, metavar="[-- COMMAND...]", type=click.UNPROCESSED)
-def ssh_command(name: str, user: str, words: Sequence[str]) -> None:
-    """Open a shell in a machine, or run a command in it.
+@click.command(
+    "ssh",
+    cls=WordsCommand,
+    words_metavar="[-- COMMAND...]",
+    help=f"""Open a shell in a machine, or run a command in it.
+
+    {ONE_RULE} A command has a terminal where stdin and stdout are both one. {_INPUT}
 
     The exit code is the command's own; 255 is ssh's.
-    """
-    _become(name, user, words)
-
-
-@click.command("exec", cls=Command)
+    """,
+)
 @machine_argument
-@_user
-@click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...", type=click.UNPROCESSED)
-def exec_command(name: str, user: str, words: Sequence[str]) -> None:
-    """Run a command in a machine, without a terminal.
-
-    The words reach the command as they are given here, spaces and all; the exit code is the command's own.
-    """
-    import shlex
-
-    # ssh hands one line to a shell inside: quoted, it gives the words back.
-    _become(name, user, [shlex.join(words)])
+@session_options
+def ssh_command(name: str, **given: Any) -> None:  # noqa: ANN401
+    _become(name, given, asks_terminal=True)
 
 
-def _become(name: str, user: str, words: Sequence[str]) -> None:
+@click.command(
+    "exec",
+    cls=WordsCommand,
+    words_metavar="-- COMMAND...",
+    needs_words=True,
+    help=f"""Run a command in a machine, without a terminal.
+
+    {ONE_RULE} {_INPUT}
+
+    The exit code is the command's own; 255 is ssh's.
+    """,
+)
+@machine_argument
+@session_options
+def exec_command(name: str, **given: Any) -> None:  # noqa: ANN401
+    _become(name, given, asks_terminal=False)
+
+
+def _become(name: str, given: dict[str, Any], *, asks_terminal: bool) -> None:
     from vmm.host.process import replace
     from vmm.model.names import valid_name
     from vmm.operations.ssh import ssh_command as argv_for
 
-    replace(argv_for(settings().site(read_only=True), valid_name(name), user=user, arguments=words))
+    session = session_of(given, asks_terminal=asks_terminal)
+    replace(argv_for(settings().site(read_only=True), valid_name(name), session))
