@@ -310,6 +310,7 @@ class HostSite:
         facts = Facts(
             hostname=machine.name,
             machine_id=machine.id,
+            mac=machine.lease.mac,
             address=machine.lease.address,
             prefix_length=self.subnet.prefix_length,
             gateway=self.subnet.gateway,

@@ -1,11 +1,15 @@
 #!/bin/busybox sh
 # vmm's stage-1: runs as PID 1 of every machine, brings up disk and network, applies this machine's facts inside the
 # guest, and becomes the guest's own init. The host never touches a guest's disk; all that happens here is in the guest.
-# Facts lie in /vmm, one file each, and are only ever read as data.
+# Facts lie in /vmm, one file each, and are only ever read as data. `facts` is the part that works in the root itself.
 b=/bin/busybox
+r=/newroot
 PATH=/bin
+# What the kernel does not know of its command line becomes environment: systemd would believe a word of it.
+unset container
 
-say() { $b echo "vmm: $*" >/dev/console; }
+say() { echo "vmm: $*" >&4; }
+
 fail() {
 	say "stage-1 FAILED: $*"
 	$b sync
@@ -14,92 +18,150 @@ fail() {
 	while :; do $b sleep 1; done
 }
 
-$b mount -t devtmpfs dev /dev 2>/dev/null
-$b mount -t proc proc /proc
-$b mount -t sysfs sys /sys
-
-for module in /modules/*; do
-	[ -e "$module" ] && { $b insmod "$module" 2>/dev/null || say "module ${module##*/} was not loaded"; }
-done
-
-init=/sbin/init
-root=/dev/vda
-for word in $($b cat /proc/cmdline); do
-	case $word in
-	init=*) init=${word#init=} ;;
-	vmm.root=*) root=${word#vmm.root=} ;;
-	esac
-done
-
-# Devices appear while the kernel goes on: look every 10 ms, 10 s at most.
-tries=0
-while [ ! -b "$root" ]; do
-	tries=$((tries + 1))
-	[ $tries -gt 1000 ] && fail "no disk $root"
-	$b usleep 10000
-done
-
-$b ip link set lo up
-if [ -e /sys/class/net/eth0 ]; then
-	$b ip address replace "$($b cat /vmm/address)" dev eth0
-	$b ip link set eth0 up
-	$b ip route replace default via "$($b cat /vmm/gateway)"
-else
-	say "no network device"
-fi
-
-r=/newroot
-$b mount -t ext4 -o rw "$root" $r || fail "$root cannot be mounted: is it an ext4 file system?"
-
-if [ -e /vmm/grow ] && [ -x /grow/loader ]; then
-	/grow/loader --library-path /grow /grow/resize2fs "$root" >/tmp-grow 2>&1 || say "the root was not grown: $($b tail -n 1 /tmp-grow)"
-fi
-
-# A directory of the guest that leads elsewhere is left alone: what is written here goes where its name says, or nowhere.
-real_dir() { [ -d "$1" ] && [ ! -L "$1" ]; }
-# Put a fact at a place of the guest, as a file of its own: a link that stood there is replaced, never followed.
-put() {
-	if [ -d "$2" ] && [ ! -L "$2" ]; then say "$2 is a directory"; return; fi
-	$b cp "$1" "$2.vmm" && $b chmod "$3" "$2.vmm" && $b mv "$2.vmm" "$2" || say "$2 was not written"
+# bounded SECONDS COMMAND...: run a step in a process of its own; 124 when it took longer, and was ended.
+bounded() {
+	limit=$1
+	shift
+	{ "$@"; echo $? >&3; } </dev/null &
+	read -r -t "$limit" code <&3 && return "$code"
+	# Nothing else runs yet.
+	kill -9 -1
+	return 124
 }
 
-if real_dir $r/etc; then
-	read -r hostname </vmm/hostname
-	$b hostname "$hostname"
-	[ "$($b cat $r/etc/hostname 2>/dev/null)" = "$hostname" ] || put /vmm/hostname $r/etc/hostname 644
-	[ -L $r/etc/resolv.conf ] || ! $b cmp -s /vmm/resolv.conf $r/etc/resolv.conf && put /vmm/resolv.conf $r/etc/resolv.conf 644
-	if [ ! -L $r/etc/hosts ] && ! $b grep -qs "[[:space:]]$hostname\$" $r/etc/hosts; then
-		[ -e $r/etc/hosts ] || $b echo "127.0.0.1 localhost" >$r/etc/hosts
-		$b echo "127.0.1.1 $hostname" >>$r/etc/hosts
-	fi
-	[ ! -L $r/etc/machine-id ] && [ ! -s $r/etc/machine-id ] && put /vmm/machine-id $r/etc/machine-id 444
-	if real_dir $r/etc/ssh; then
-		for key in ssh_host_ed25519_key:600 ssh_host_ed25519_key.pub:644; do
-			name=${key%:*}
-			[ ! -L "$r/etc/ssh/$name" ] && $b cmp -s "/vmm/$name" "$r/etc/ssh/$name" || put "/vmm/$name" "$r/etc/ssh/$name" "${key#*:}"
-		done
-	fi
-fi
+open_channels() {
+	$b mount -t devtmpfs dev /dev 2>/dev/null
+	$b mount -t proc proc /proc
+	$b mount -t sysfs sys /sys
+	if (: >/dev/console) 2>/dev/null; then exec 4>/dev/console; else exec 4>/dev/null; fi
+	# What a step ends with is read here, with a limit to how long.
+	$b mkfifo /steps
+	exec 3<>/steps
+}
 
-if real_dir $r/root; then
-	[ -e $r/root/.ssh ] || [ -L $r/root/.ssh ] || $b mkdir -m 700 $r/root/.ssh
-	keys=$r/root/.ssh/authorized_keys
-	if real_dir $r/root/.ssh && [ ! -L $keys ]; then
-		[ -e $keys ] || { : >$keys && $b chmod 600 $keys; }
-		while read -r key; do
-			[ -n "$key" ] && ! $b grep -qxF -- "$key" $keys && $b echo "$key" >>$keys
-		done </vmm/authorized_keys
+load_modules() {
+	for module in /modules/*; do
+		[ -e "$module" ] && { $b insmod "$module" 2>/dev/null || say "module ${module##*/} was not loaded"; }
+	done
+}
+
+read_command_line() {
+	inits="/sbin/init /etc/init /bin/init /usr/lib/systemd/systemd /lib/systemd/systemd"
+	disk=/dev/vda
+	for word in $($b cat /proc/cmdline); do
+		case $word in
+		init=*) inits=${word#init=} ;;
+		vmm.root=*) disk=${word#vmm.root=} ;;
+		esac
+	done
+}
+
+# Devices appear while the kernel goes on: look every 10 ms, 10 s at most.
+await_disk() {
+	tries=0
+	while [ ! -b "$disk" ]; do
+		tries=$((tries + 1))
+		[ $tries -gt 1000 ] && fail "no disk $disk"
+		$b usleep 10000
+	done
+}
+
+bring_up_network() {
+	$b ip link set lo up
+	if [ -e /sys/class/net/eth0 ]; then
+		$b ip address replace "$($b cat /vmm/address)" dev eth0
+		$b ip link set eth0 up
+		$b ip route replace default via "$($b cat /vmm/gateway)"
 	else
-		say "/root/.ssh leads elsewhere; the keys were not added"
+		say "no network device"
 	fi
-fi
+}
 
-# The host's key and the other facts are the guest's now; nothing of them stays in memory that is given back.
-$b rm -rf /vmm /grow /modules /tmp-grow
+# bytes FILE OFFSET COUNT: in hex, without blanks.
+bytes() { $b od -A n -t x1 -j "$2" -N "$3" "$1" 2>/dev/null | $b tr -d ' \n'; }
 
-[ -x "$r$init" ] || [ -L "$r$init" ] || fail "the image has no $init"
-$b mount --move /dev $r/dev 2>/dev/null || $b umount -l /dev
-$b umount /sys
-$b umount /proc
-exec $b switch_root $r "$init"
-fail "$init could not be run"
+# The superblock lies at 1024; its features that a reader must know at 96 in it, and 4 is "needs recovery".
+look_at_disk() {
+	case $(bytes "$disk" 1120 1) in
+	?[4567cdef]) say "the disk was not unmounted the last time; its journal is replayed" ;;
+	esac
+}
+
+why_not_mounted() {
+	if [ "$(bytes "$disk" 1080 2)" != 53ef ]; then
+		if [ "$(bytes "$disk" 510 2)" = 55aa ]; then
+			echo "it has a partition table, where an ext4 file system should be"
+		else
+			echo "is it an ext4 file system?"
+		fi
+	elif ! $b grep -qw ext4 /proc/filesystems; then
+		echo "this kernel has no ext4"
+	else
+		$b dmesg | $b grep 'EXT4-fs.*(vda)' | $b tail -n 1 | $b sed 's/^\[[^]]*\] *//' | $b cut -c1-200
+	fi
+}
+
+mount_root() {
+	look_at_disk
+	bounded 300 $b mount -t ext4 -o rw "$disk" $r || fail "$disk cannot be mounted: $(why_not_mounted)"
+}
+
+grow_root() {
+	if [ -e /vmm/grow ] && [ -x /grow/loader ]; then
+		bounded 600 /grow/loader --library-path /grow /grow/resize2fs "$disk" >/tmp-grow 2>&1 ||
+			say "the root was not grown: $($b tail -n 1 /tmp-grow)"
+	fi
+}
+
+# A place to mount on. What stood there instead (a link, a file) would lead elsewhere.
+mount_point() {
+	[ -d "$1" ] && [ ! -L "$1" ] && return
+	$b rm -f "$1"
+	$b mkdir -m 755 "$1" || say "${1#"$r"} is no directory, and could not be made one"
+}
+
+# An init that mounts no /run of its own counts on the directories that the image has there.
+copy_directories() {
+	cd $r/run || return
+	$b find . -xdev -type d 2>/dev/null | $b head -n 500 | while read -r directory; do
+		[ -d "/run/$directory" ] || $b mkdir -m "$($b stat -c %a "$directory")" "/run/$directory"
+	done
+}
+
+# The facts stay in memory: /run is a tmpfs that the guest's init takes over, as from any other initramfs.
+make_run() {
+	$b mount -t tmpfs -o mode=755,nosuid,nodev,size=20% tmpfs /run
+	$b mkdir -m 700 /run/vmm
+	$b cp /vmm/* /run/vmm
+	$b cp $b /facts /run/vmm
+	$b cp -r /vmm-run/. /run
+	[ ! -L $r/run ] && [ -d $r/run ] && bounded 10 copy_directories
+	for directory in dev proc sys run; do mount_point $r/$directory; done
+	for directory in proc sys run; do $b mount --move /$directory $r/$directory || say "/$directory was not moved"; done
+	# The shell itself needs a /dev/null until the end.
+	$b mount -o bind /dev $r/dev
+}
+
+apply_facts() {
+	bounded 120 $b chroot $r /run/vmm/busybox sh /run/vmm/facts "$disk" "$inits" || say "not all facts were applied"
+}
+
+become_init() {
+	read -r init <$r/run/vmm/init || fail "the image has no ${inits%% *}"
+	# The facts are the guest's now; nothing of them stays in memory that is given back.
+	$b rm -rf /vmm /grow /modules /tmp-grow /vmm-run /facts /steps $r/run/vmm/busybox $r/run/vmm/facts $r/run/vmm/init
+	$b umount -l /dev
+	exec 3>&- 4>&-
+	exec $b switch_root $r "$init" "$@"
+}
+
+open_channels
+load_modules
+read_command_line
+await_disk
+bring_up_network
+mount_root
+grow_root
+make_run
+apply_facts
+become_init "$@"

@@ -10,7 +10,6 @@ from vmm.guest.cpio import Archive
 from vmm.host import files, process
 from vmm.model.value import Value
 
-_INIT = Path(__file__).with_name("stage1-init.sh")
 _BUSYBOX = (Path("/usr/bin/busybox"), Path("/bin/busybox"), Path("/usr/lib/busybox/busybox-static"))
 _GROW_TOOL = "resize2fs"
 # Level 6 decompresses as fast as 9 and is 1 % larger.
@@ -25,16 +24,15 @@ class Module(Value):
 
 
 def build_stage1(modules: Sequence[Module], out: Path) -> None:
-    """Write the initramfs: static busybox, the modules in their load order, and the init script.
+    """Write the initramfs: static busybox, and the modules in their load order. The scripts come with the facts.
 
     Raises:
         HostError: the host has no static busybox, or the file cannot be written.
     """
     archive = Archive()
     archive.add_character_device("dev/console", 5, 1)
-    archive.add_file("init", _INIT.read_bytes(), mode=0o755)
     archive.add_file("bin/busybox", _busybox().read_bytes(), mode=0o755)
-    for name in ("proc", "sys", "newroot", "vmm"):
+    for name in ("proc", "sys", "run", "newroot", "vmm"):
         archive.add_directory(name)
     for number, module in enumerate(modules):
         archive.add_file(f"modules/{number:02d}-{module.name}", module.content)
