@@ -1,8 +1,8 @@
 """vmm's supervisor: one small process a data directory, there while machines run, and gone with the last of them.
 
 It waits for engines to end and has `vmm settle` deal with each end; it keeps consoles and logs within their bounds; and
-it ends a Firecracker whose guest has powered off. It holds nothing that machines need: killed, it leaves them as they
-are, and the next command brings it back. Where systemd looks after machines it leaves their ends to their units.
+it ends an engine whose guest has powered off or halted. It holds nothing that machines need: killed, it leaves them as
+they are, and the next command brings it back. Where systemd looks after machines it leaves their ends to their units.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from vmm import TYPE_CHECKING
 from vmm.app.host_watch import HostWatch
 from vmm.errors import VmmError
 from vmm.host import files, identity, process, systemd
+from vmm.model.last_words import is_off
 from vmm.model.lifecycle import LIVE, is_waiting
-from vmm.model.machine import EngineName, Machine, Owner, UnreadableRecord
-from vmm.operations.observe import guest_is_off
+from vmm.model.machine import Machine, Owner, UnreadableRecord
 from vmm.operations.settle import due_in_s
 from vmm.storage.machine_files import trim_log
 
@@ -173,7 +173,7 @@ class _Watch:
         os.close(fd)
 
     def _tend(self, machine: Machine) -> None:
-        """Keep the console bounded, and end an engine whose guest is off: Firecracker's outlives it."""
+        """Keep the console bounded, and end an engine whose guest is off: any outlives a halt, Firecracker's all."""
         name, site_files = machine.name, self._site.files
         try:
             site_files.trim(name)
@@ -182,8 +182,8 @@ class _Watch:
             return
         before, looked = self._consoles.get(name, (-1, False))
         # A console that still grows is not at its end; one that stands still is looked at once.
-        if size == before and not looked and machine.spec.engine is EngineName.FIRECRACKER:
-            if guest_is_off(site_files.last_words(name)) and machine.process is not None:
+        if size == before and not looked:
+            if is_off(site_files.last_words(name)) and machine.process is not None:
                 identity.kill(machine.process)
             looked = True
         self._consoles[name] = (size, looked if size == before else False)

@@ -62,7 +62,8 @@ def ended_in_unit(site: HostSite, name: str) -> int:
     found = settle(site, name, out_of_memory=os.environ.get("SERVICE_RESULT") == "oom-kill")
     if not found.waits:
         return 0
-    if found.end is EventKind.REBOOTED:
+    # Under every policy: what systemd would not start again by itself.
+    if found.end in (EventKind.REBOOTED, EventKind.RESET):
         site.machine_units().again(found.machine)
         return 0
     return RESTART

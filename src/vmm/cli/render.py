@@ -172,7 +172,7 @@ def images(found: Sequence[Image], damaged: Sequence[str], output: str) -> None:
 
 
 def kernels(found: Sequence[Kernel], damaged: Sequence[str], output: str) -> None:
-    keys = ("name", "version", "source", "created_at", "sha256", "path", "stage1")
+    keys = ("name", "version", "source", "created_at", "sha256", "path", "stage1", "lacking")
     facts = [{key: _json_value(getattr(kernel, key)) for key in keys} for kernel in found]
     _library(
         facts,
@@ -244,4 +244,6 @@ def _plain(value: object) -> str:
 
 
 def _json_value(value: object) -> object:
+    if isinstance(value, tuple):
+        return list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     return value if isinstance(value, int | str | None) else str(value)

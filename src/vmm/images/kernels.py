@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ImageError, NotFoundError
-from vmm.images.shelf import Shelf, sha256_of, text_of
+from vmm.images.shelf import Shelf, sha256_of, text_of, texts_of
 from vmm.model.clock import now
 from vmm.model.image import Kernel
 from vmm.model.names import valid_name
@@ -62,6 +62,7 @@ class KernelLibrary(Value):
                 sha256=text_of(facts, "sha256"),
                 source=text_of(facts, "source"),
                 created_at=text_of(facts, "created_at"),
+                lacking=texts_of(facts, "lacking"),
             )
         except (KeyError, TypeError) as error:
             raise self._shelf.damaged(name, repr(error)) from error
@@ -124,6 +125,8 @@ class KernelLibrary(Value):
         self.build_stage1(loaded, new / "stage1.cpio.gz")
 
     def _describe(self, new: Path, *, version: str, source: str, stage1: bool = True) -> None:
+        from vmm.images.kernel_words import lacking
+
         self._shelf.describe(
             new,
             {
@@ -132,5 +135,6 @@ class KernelLibrary(Value):
                 "source": source,
                 "created_at": now(),
                 "stage1": stage1,
+                "lacking": list(lacking(new / "vmlinux")),
             },
         )

@@ -120,3 +120,11 @@ def text_of(facts: Mapping[str, object], key: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{key} is {value!r}")
     return value
+
+
+def texts_of(facts: Mapping[str, object], key: str) -> tuple[str, ...]:
+    """Return a list of texts from a description, none where it has no such list: older ones have not."""
+    value = facts.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):  # pyright: ignore[reportUnknownVariableType]
+        raise TypeError(f"{key} is {value!r}")
+    return tuple(map(str, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

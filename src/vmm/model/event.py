@@ -14,6 +14,9 @@ class EventKind(StrEnum):
     STOPPED = "stopped"
     ENDED = "ended"  # by its guest: powered off
     REBOOTED = "rebooted"  # by its guest
+    RESET = "reset"  # by vmm: nothing was heard of its guest
+    SILENT = "silent"  # nothing is heard of its guest, which has its engine and is left to its user
+    HEARD = "heard"  # of one that was silent
     FAILED = "failed"
     RESTARTING = "restarting"
     GAVE_UP = "gave-up"

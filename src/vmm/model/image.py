@@ -23,7 +23,8 @@ class Image(Value):
 class Kernel(Value):
     """A kernel as an uncompressed ELF `vmlinux`, and the stage-1 initramfs it boots through.
 
-    `stage1` is None for a kernel imported without one (it then finds its root on /dev/vda by itself).
+    `stage1` is None for a kernel imported without one (it then finds its root on /dev/vda by itself). `lacking` is what
+    of its end it does not say in words that vmm knows, a phrase each.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Kernel(Value):
     sha256: str
     source: str
     created_at: str
+    lacking: tuple[str, ...] = ()

@@ -22,6 +22,8 @@ RESTARTS_MOST = 10
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 60.0
 # A machine that ran for this long is well again: its failures are counted anew.
 HEALTHY_S = 600.0
+# A guest that reboots again within this of its start has come nowhere: such reboots are counted as failures are.
+NOWHERE_S = 60.0
 
 
 def restart_delay_s(restarts: int) -> float:

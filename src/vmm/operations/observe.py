@@ -11,14 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmm.model.event import EventKind
+    from vmm.model.last_words import LastWord
     from vmm.model.machine import ProcessIdentity
     from vmm.model.network import PortForward
     from vmm.model.site import Site
-
-# What kernels print, at a level that `loglevel=1` lets through, as the last thing of a shutdown (kernel/reboot.c).
-_POWERED_OFF = ("reboot: Power down", "reboot: System halted")
-_REBOOTED = ("reboot: Restarting system", "reboot: machine restart")
-_PANIC = "Kernel panic"
 
 
 class End(Value):
@@ -78,17 +74,6 @@ def view_all(
     return tuple(found)
 
 
-def guest_is_down(words: str) -> bool:
-    """Whether the end of a console says that the guest has shut down (Firecracker's process outlives a power-off)."""
-    return any(line in words for line in (*_POWERED_OFF, *_REBOOTED))
-
-
-def guest_is_off(words: str) -> bool:
-    """Whether the last line of a console is what a kernel says when it has powered off, and nothing behind it."""
-    last = words.strip().rpartition("\n")[2]
-    return any(last.endswith(line) for line in _POWERED_OFF)
-
-
 def how_it_ended(site: Site, machine: Machine, *, out_of_memory: bool = False) -> End:
     """Return how a machine came to have no engine, from its console, its log and the kernel's own count.
 
@@ -99,23 +84,31 @@ def how_it_ended(site: Site, machine: Machine, *, out_of_memory: bool = False) -
     if machine.state is MachineState.STOPPING:
         # Its user, or a host that goes down, asked for that; how the engine went is no failure.
         return End(state=MachineState.STOPPED, reason="it was being stopped", kind=EventKind.STOPPED)
-    words = site.files.last_words(machine.name)
+    from vmm.model.last_words import Ending, last_word
+
     begun = machine.process is not None and machine.process.marker
-    if begun and _PANIC not in words:
-        if any(line in words for line in _POWERED_OFF):
+    said = last_word(site.files.last_words(machine.name)) if begun else None
+    match said and said.ending:
+        case Ending.POWERED_OFF:
             return End(state=MachineState.STOPPED, reason="the guest powered off", kind=EventKind.ENDED)
-        if any(line in words for line in _REBOOTED):
+        case Ending.HALTED:
+            return End(state=MachineState.STOPPED, reason="the guest halted", kind=EventKind.ENDED)
+        case Ending.REBOOTED:
             return End(state=MachineState.STOPPED, reason="the guest rebooted", kind=EventKind.REBOOTED)
-    reason = _why_it_failed(site, machine, words, out_of_memory=out_of_memory)
-    return End(state=MachineState.FAILED, reason=reason, kind=EventKind.FAILED)
+        case Ending.SILENT:
+            reason = f"its guest was reset: {said.line if said else ''}"
+            return End(state=MachineState.FAILED, reason=reason, kind=EventKind.RESET)
+        case _:
+            reason = _why_it_failed(site, machine, said, out_of_memory=out_of_memory)
+            return End(state=MachineState.FAILED, reason=reason, kind=EventKind.FAILED)
 
 
-def _why_it_failed(site: Site, machine: Machine, words: str, *, out_of_memory: bool) -> str:
+def _why_it_failed(site: Site, machine: Machine, said: LastWord | None, *, out_of_memory: bool) -> str:
     if machine.process is None or not machine.process.marker:
         return f"the vmm command that was {machine.state} it was ended before it was done"
-    panic = next((line.strip() for line in words.splitlines() if _PANIC in line), None)
-    if panic is not None:
-        return f"the guest's kernel panicked: {panic}"
+    if said is not None:
+        what = "its boot failed in stage-1" if said.ending == "stage-1 failed" else "the guest's kernel panicked"
+        return f"{what}: {said.line}"
     if out_of_memory or site.processes.ran_out_of_memory(machine.id):
         return "its engine was killed: it wanted more memory than --memory-limit leaves it"
     last = site.files.engine_words(machine.name).strip().rpartition("\n")[2]

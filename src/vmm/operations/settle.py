@@ -8,7 +8,7 @@ from vmm import TYPE_CHECKING
 from vmm.errors import VmmError
 from vmm.model.event import EventKind, Happening
 from vmm.model.lifecycle import LIVE, is_waiting
-from vmm.model.limits import HEALTHY_S, RESTARTS_MOST, restart_delay_s
+from vmm.model.limits import HEALTHY_S, NOWHERE_S, RESTARTS_MOST, restart_delay_s
 from vmm.model.machine import Machine, MachineState, Owner, RestartPolicy, Supervision
 from vmm.model.value import Value, replace
 from vmm.operations.clear import adopt, clear_away, release
@@ -18,6 +18,10 @@ from vmm.operations.start import Mode, start
 if TYPE_CHECKING:
     from vmm.model.site import Site
 
+# A guest that reboots within this of its start waits a little for the next.
+_QUICK_S = 10.0
+# Ends that say themselves what happened; after all others it is said that the machine is restarted.
+_GUESTS_WAY = (EventKind.REBOOTED, EventKind.RESET)
 # Whoever holds a machine's lock longer than this is at work on it, and knows of its end.
 _LOCK_S = 10.0
 
@@ -105,40 +109,40 @@ def _record(site: Site, machine: Machine, end: End) -> bool:
     """Record an end, and whether the machine is to be started again; return that."""
     wish = _wish(site, machine, end)
     if wish is None:
-        # A power-off is its guest's will, and a reboot of the host does not undo it; a failure is no one's.
-        wanted = False if end.kind is EventKind.ENDED else None
-        kind, detail = end.kind, end.reason
-        if _is_restarted(site, machine, end):
-            kind, detail = EventKind.GAVE_UP, f"{RESTARTS_MOST} restarts in a row were in vain; {end.reason}"
-        site.store.record(
-            machine.name,
-            end.state,
-            process=None,
-            reason=detail,
-            wanted=wanted,
-            event=Happening(kind=kind, detail=detail),
-        )
+        _record_end(site, machine, end)
         return False
-    if end.kind is not EventKind.REBOOTED:
-        reason = f"{end.reason}; restart {wish.restarts} of {RESTARTS_MOST}"
-    else:
-        reason = end.reason
+    counted = wish.restarts > machine.supervision.restarts
+    reason = f"{end.reason}; restart {wish.restarts} of {RESTARTS_MOST}" if counted else end.reason
+    kind = end.kind if end.kind in _GUESTS_WAY else EventKind.RESTARTING
     site.store.record(
         machine.name,
         MachineState.STARTING,
         process=None,
         reason=f"{reason}; it is started again",
         supervision=wish,
-        event=Happening(kind=end.kind if end.kind is EventKind.REBOOTED else EventKind.RESTARTING, detail=reason),
+        event=Happening(kind=kind, detail=reason),
     )
     return True
+
+
+def _record_end(site: Site, machine: Machine, end: End) -> None:
+    # A power-off is its guest's will, and a reboot of the host does not undo it; a failure is no one's.
+    wanted = False if end.kind is EventKind.ENDED else None
+    state, kind, detail = end.state, end.kind, end.reason
+    if _is_restarted(site, machine, end):
+        what = f"{RESTARTS_MOST} restarts in a row were in vain"
+        state, kind, detail = MachineState.FAILED, EventKind.GAVE_UP, f"{what}; {end.reason}"
+    elif end.kind is EventKind.RESET:
+        kind = EventKind.FAILED
+    event = Happening(kind=kind, detail=detail)
+    site.store.record(machine.name, state, process=None, reason=detail, wanted=wanted, event=event)
 
 
 def _is_restarted(site: Site, machine: Machine, end: End) -> bool:
     """Whether the machine is one that is started again after such an end, however often that was in vain."""
     if not machine.wanted or machine.state is MachineState.STOPPING or _stays_down(site, machine):
         return False
-    if end.kind is EventKind.REBOOTED:
+    if end.kind is EventKind.REBOOTED or (end.kind is EventKind.RESET and machine.supervision.restarts == 0):
         return True
     if machine.supervision.owner is Owner.FOREGROUND:
         # The policy is its owner's, who is told by the exit code.
@@ -147,7 +151,7 @@ def _is_restarted(site: Site, machine: Machine, end: End) -> bool:
         case RestartPolicy.NO:
             return False
         case RestartPolicy.ON_FAILURE:
-            return end.kind is EventKind.FAILED
+            return end.kind in (EventKind.FAILED, EventKind.RESET)
         case RestartPolicy.ALWAYS:
             return True
 
@@ -162,13 +166,13 @@ def _stays_down(site: Site, machine: Machine) -> bool:
 def _wish(site: Site, machine: Machine, end: End) -> Supervision | None:
     """Return when the machine is to be started again, None when it is not.
 
-    A guest's reboot is no failure, and is not counted; one that reboots all the time is slowed down.
+    A guest's reboot is no failure, and is not counted; that of one which does nothing but reboot is.
     """
     if not _is_restarted(site, machine, end):
         return None
     ran_s = _ran_s(machine)
     before = 0 if ran_s >= HEALTHY_S else machine.supervision.restarts
-    if end.kind is EventKind.REBOOTED:
+    if end.kind is EventKind.REBOOTED and not _does_nothing_else(site, machine, ran_s):
         delay = 0.0 if ran_s >= _QUICK_S else restart_delay_s(1)
         return replace(machine.supervision, restarts=before, due_at=int(time.time() + delay))
     if before >= RESTARTS_MOST:
@@ -176,8 +180,12 @@ def _wish(site: Site, machine: Machine, end: End) -> Supervision | None:
     return replace(machine.supervision, restarts=before + 1, due_at=int(time.time() + restart_delay_s(before)))
 
 
-# A guest that reboots within this of its start does so in a loop.
-_QUICK_S = 10.0
+def _does_nothing_else(site: Site, machine: Machine, ran_s: float) -> bool:
+    """Whether a guest that reboots has come nowhere since its last reboot, and maybe not for many before it."""
+    if ran_s >= NOWHERE_S:
+        return False
+    kinds = [event.kind for event in site.store.events(machine.name, most=2)]
+    return kinds == [EventKind.REBOOTED, EventKind.STARTED]
 
 
 def _ran_s(machine: Machine) -> float:

@@ -9,11 +9,12 @@ from enum import StrEnum
 from vmm import TYPE_CHECKING
 from vmm.errors import EngineError, StateError, VmmError
 from vmm.model.event import EventKind, Happening
+from vmm.model.last_words import is_down
 from vmm.model.lifecycle import LIVE, Verb, check_legal, is_needed, is_waiting
 from vmm.model.machine import Machine, MachineState, Owner, ProcessIdentity
 from vmm.model.value import Value
 from vmm.operations.clear import clear_away, release
-from vmm.operations.observe import guest_is_down, observed
+from vmm.operations.observe import observed
 
 if TYPE_CHECKING:
     from vmm.model.site import Site
@@ -126,7 +127,7 @@ def _bring_down(site: Site, machine: Machine, deadline: float | None, *, wanted:
     with contextlib.suppress(StateError):
         site.store.record(machine.name, MachineState.STOPPING, process=process, wanted=wanted)
     if deadline is not None and _guest_goes(site, machine, process, deadline):
-        if not guest_is_down(site.files.last_words(machine.name)):
+        if not is_down(site.files.last_words(machine.name)):
             # Someone else killed it meanwhile, such as a supervisor that ends a whole cgroup.
             return StopMethod.GONE
         site.files.grown(machine.name)
@@ -160,7 +161,7 @@ def _wait(site: Site, machine: Machine, process: ProcessIdentity, deadline: floa
         remaining = deadline - time.monotonic()
         if site.processes.wait_gone(process, timeout_s=max(0.0, min(_POLL_S, remaining))):
             return True
-        if guest_is_down(site.files.last_words(machine.name)):
+        if is_down(site.files.last_words(machine.name)):
             _kill(site, process)
             return True
         if remaining <= 0:

@@ -6,11 +6,12 @@ import pytest
 from sites import Clock, FakeSite, end_engine, kinds, made, running, state
 
 from vmm.errors import ConflictError, EngineError, NetworkError
+from vmm.model.last_words import SILENT_MARK, is_off
 from vmm.model.lifecycle import LIVE, is_waiting
-from vmm.model.limits import HEALTHY_S, RESTARTS_MOST
+from vmm.model.limits import HEALTHY_S, NOWHERE_S, RESTARTS_MOST, restart_delay_s
 from vmm.model.machine import Machine, MachineState, Owner, RestartPolicy, Supervision
 from vmm.model.value import replace
-from vmm.operations.observe import guest_is_off, view
+from vmm.operations.observe import view
 from vmm.operations.settle import due_in_s, restart_waiting, settle
 from vmm.operations.start import Mode, start
 from vmm.operations.stop import stop
@@ -21,13 +22,29 @@ ENDS = {
     "power-off": ("[  9.1] reboot: Power down\n", MachineState.STOPPED, "powered off"),
     "halt": ("[  9.1] reboot: System halted\n", MachineState.STOPPED, "powered off"),
     "reboot": ("[  9.1] reboot: Restarting system\n", MachineState.STOPPED, "rebooted"),
+    "halt of 6.8": (
+        "[  9.1] reboot: Power off not available: System halted instead\n",
+        MachineState.STOPPED,
+        "powered off",
+    ),
+    "the hook's power-off": (
+        "vmm: the guest powers off\n[  9.1] reboot: Restarting system\n",
+        MachineState.STOPPED,
+        "powered off",
+    ),
+    "the hook's halt": ("vmm: the guest halts\n[  9.1] reboot: Restarting system\n", MachineState.STOPPED, "halted"),
+    "stage-1": (
+        "vmm: stage-1 FAILED: no disk /dev/vda\n[  9.1] reboot: Restarting system\n",
+        MachineState.FAILED,
+        "stage-1: no disk /dev/vda",
+    ),
     "panic": ("Kernel panic - not syncing: no init\nreboot: Restarting system\n", MachineState.FAILED, "no init"),
     "crash": ("login: ", MachineState.FAILED, "last of the engine"),
     "out of memory": ("login: ", MachineState.FAILED, "--memory-limit"),
 }
 RESTARTED = {
     NO: {"reboot"},
-    ON_FAILURE: {"reboot", "panic", "crash", "out of memory"},
+    ON_FAILURE: {"reboot", "panic", "crash", "out of memory", "stage-1"},
     ALWAYS: set(ENDS),
 }
 
@@ -95,7 +112,7 @@ def test_every_end_under_every_policy(
         assert not found.waits
         assert machine.state is ENDS[end][1]
         # A power-off is its guest's will: a reboot of the host does not undo it.
-        assert machine.wanted is (wanted and end not in ("power-off", "halt"))
+        assert machine.wanted is (wanted and (ENDS[end][1] is MachineState.FAILED or end == "reboot"))
         assert kinds(site)[-1] == {"STOPPED": "ended", "FAILED": "failed"}[machine.state.name].replace(
             "ended", "rebooted" if end == "reboot" else "ended"
         )
@@ -245,18 +262,54 @@ def test_a_machine_that_was_well_again_counts_anew(site: FakeSite, clock: Clock,
     assert settle(site, "m").machine.supervision.restarts == restarts
 
 
-def test_a_guests_reboot_is_not_counted_and_one_in_a_loop_is_slowed_down(site: FakeSite, clock: Clock) -> None:
+def test_a_guests_reboot_is_not_counted_but_those_of_one_that_does_nothing_else_are(
+    site: FakeSite, clock: Clock
+) -> None:
     running(site)
-    clock.sleep(3600)
-    ended(site, "reboot")
-    settle(site, "m")
-    assert due_in_s(site.store.machine("m")) == 0
     for _ in range(RESTARTS_MOST + 5):
+        clock.sleep(NOWHERE_S)
+        ended(site, "reboot")
+        found = settle(site, "m")
+        assert (found.machine.supervision.restarts, due_in_s(found.machine)) == (0, 0)
         restart_waiting(site, "m", owner=None)
+    for number in range(1, RESTARTS_MOST + 1):
         ended(site, "reboot")
         found = settle(site, "m")
         assert found.waits
-        assert (found.machine.supervision.restarts, due_in_s(found.machine)) == (0, 2.0)
+        assert (found.machine.supervision.restarts, due_in_s(found.machine)) == (number, restart_delay_s(number - 1))
+        assert site.store.events("m")[-1].detail == f"the guest rebooted; restart {number} of {RESTARTS_MOST}"
+        restart_waiting(site, "m", owner=None)
+    ended(site, "reboot")
+    found = settle(site, "m")
+    assert not found.waits
+    assert found.machine.state is MachineState.FAILED
+    assert found.machine.reason == f"{RESTARTS_MOST} restarts in a row were in vain; the guest rebooted"
+    assert kinds(site)[-1] == "gave-up"
+
+
+def test_a_second_reboot_soon_after_a_start_of_its_users_is_none_of_a_loop(site: FakeSite) -> None:
+    running(site)
+    ended(site, "reboot")
+    found = settle(site, "m")
+    assert (found.machine.supervision.restarts, due_in_s(found.machine)) == (0, 2.0)
+
+
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("policy", RestartPolicy)
+def test_a_guest_of_which_nothing_was_heard_is_reset_once_under_every_policy(
+    site: FakeSite, policy: RestartPolicy
+) -> None:
+    running(site, restart=policy)
+    for number in (1, 2):
+        end_engine(site, "m", console=SILENT_MARK.format(name="m", why="nothing was heard of it for 60 s"))
+        found = settle(site, "m")
+        waits = number == 1 or policy is not NO
+        assert found.waits is waits
+        assert kinds(site)[-1] == ("reset" if waits else "failed")
+        assert "nothing was heard of it for 60 s" in str(found.machine.reason)
+        assert found.machine.supervision.restarts == (number if waits else 1)
+        if waits:
+            restart_waiting(site, "m", owner=None)
 
 
 @pytest.mark.fault(32)
@@ -412,6 +465,7 @@ def test_what_does_not_wait_is_not_restarted(site: FakeSite, has: str) -> None:
     ("words", "off"),
     [
         ("[1.0] reboot: Power down", True),
+        ("localhost login: [1.0] reboot: Power off not available: System halted instead\r\n", True),
         ("[1.0] reboot: Power down\n\n", True),
         ("[1.0] reboot: System halted\r\n", True),
         ("[1.0] reboot: Power down\nlogin:", False),
@@ -421,7 +475,7 @@ def test_what_does_not_wait_is_not_restarted(site: FakeSite, has: str) -> None:
     ],
 )
 def test_a_guest_is_off_when_that_was_its_last_word(words: str, off: bool) -> None:
-    assert guest_is_off(words) is off
+    assert is_off(words) is off
 
 
 def test_looking_at_an_end_writes_nothing(site: FakeSite) -> None:

@@ -1,10 +1,16 @@
 """`vmm kernel`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import click
 
+from vmm import TYPE_CHECKING
 from vmm.cli.options import KERNELS, Command, Group, settings
+
+if TYPE_CHECKING:
+    from vmm.model.image import Kernel
 
 
 @click.group("kernel", cls=Group)
@@ -37,6 +43,7 @@ def pull(name: str | None, force: bool) -> None:
     require_root("kernel pull")
     kernel = settings().site().kernels.pull(name, force=force, progress=settings().progress())
     settings().say(f"The kernel {kernel.name} is here: {kernel.version}, {kernel.source}.")
+    _warn(kernel)
 
 
 @kernel_command.command("import", cls=Command)
@@ -58,6 +65,17 @@ def import_(path: Path, name: str, modules: Path | None, no_stage1: bool, force:
         )
     )
     settings().say(f"The kernel {kernel.name} is here: {kernel.version}.")
+    _warn(kernel)
+
+
+def _warn(kernel: Kernel) -> None:
+    if kernel.lacking:
+        click.echo(
+            f"Warning: of its machines' ends the kernel {kernel.name} does not say all: {'; '.join(kernel.lacking)}."
+            " Where vmm's own hook is not there to say it (an init other than systemd), such a machine may be listed as"
+            " running after its guest has ended; vmm stop ends it.",
+            err=True,
+        )
 
 
 @kernel_command.command("delete", cls=Command)
