@@ -30,6 +30,8 @@ DEFAULTS = Defaults(
     engine="auto",
 )
 ENGINES = ("auto", "firecracker", "qemu")
+# What one machine may have of the host's table of connections (nf_conntrack_max, 262144 on most hosts).
+CONNECTIONS = 8192
 # Each engine's user and group id: one of these, by its machine's address in the subnet. They lie where no distribution,
 # container manager or systemd gives any out (systemd's UIDS-GIDS: 1879048192 to 2147483647 are unused).
 UIDS = (1879048192, 1879113727)
@@ -106,6 +108,8 @@ class Config(Value):
     bridge_name: str = "vmm-br0"
     subnet: Subnet = SUBNET
     host_interface: str | None = None
+    allowed_networks: tuple[str, ...] = ()
+    max_connections: int = CONNECTIONS
     firecracker: str = ""
     qemu: str = ""
     firecracker_url: str = ""
@@ -121,6 +125,8 @@ KEYS: Mapping[str, type] = {
     "subnet": str,
     "gateway": str,
     "host_interface": str,
+    "allowed_networks": list,
+    "max_connections": int,
     "firecracker": str,
     "firecracker_url": str,
     "qemu": str,
@@ -169,6 +175,8 @@ def values_of(config: Config) -> dict[str, object]:
         "subnet": config.subnet.cidr,
         "gateway": config.subnet.gateway,
         "host_interface": config.host_interface or "",
+        "allowed_networks": list(config.allowed_networks),
+        "max_connections": config.max_connections,
         "firecracker": config.firecracker,
         "firecracker_url": config.firecracker_url,
         "qemu": config.qemu,
@@ -264,6 +272,8 @@ def _checked(paths: Paths, file: Path, values: Mapping[str, object]) -> Config:
         bridge_name=bridge,
         subnet=_subnet(values),
         host_interface=interface or None,
+        allowed_networks=_networks(values, file),
+        max_connections=_connections(values, file),
         firecracker=text("firecracker", ""),
         qemu=text("qemu", ""),
         firecracker_url=text("firecracker_url", ""),
@@ -278,6 +288,30 @@ def _is_link_name(name: str, *, besides: str) -> bool:
     # The kernel's rule: up to 15 bytes (IFNAMSIZ 16), no slash, no white space.
     plain = name.translate(dict.fromkeys(map(ord, besides)))
     return 1 <= len(name) <= 15 and name.isascii() and plain.isalnum() and name[0].isalnum()
+
+
+def _networks(values: Mapping[str, object], file: Path) -> tuple[str, ...]:
+    if not values.get("allowed_networks"):
+        return ()
+    from vmm.model.network import checked_networks
+
+    named = values["allowed_networks"]
+    try:
+        return checked_networks([str(network) for network in named])  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportGeneralTypeIssues]  # TOML list
+    except VmmError as error:
+        raise ConfigError(f"{file}: {error.brief}", details=error.details, resolution=error.resolution) from error
+
+
+def _connections(values: Mapping[str, object], file: Path) -> int:
+    number = values.get("max_connections", CONNECTIONS)
+    assert isinstance(number, int)  # noqa: S101  # _flatten has checked the type
+    if 16 <= number <= 1048576:
+        return number
+    raise ConfigError(
+        f"A machine cannot have {number} connections at most.",
+        details=f"max_connections in {file} is a number from 16 to 1048576.",
+        resolution=f"vmm config set max_connections {CONNECTIONS}",
+    )
 
 
 def _uids(text: str, file: Path) -> tuple[int, int]:

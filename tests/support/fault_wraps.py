@@ -103,10 +103,10 @@ def wrap_sqlite(points: Points) -> None:
 def wrap_netlink(points: Points) -> None:
     from vmm.network import netlink
 
-    send = netlink._send
+    send = netlink.send
 
-    def sent(messages):
+    def sent(messages, **how):
         points.sent("+".join(str(message[0]) for message in messages))
-        return send(messages)
+        return send(messages, **how)
 
-    netlink._send = sent
+    netlink.send = sent

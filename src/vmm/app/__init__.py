@@ -220,6 +220,8 @@ class HostSite:
             subnet=config.subnet,
             host_interface=config.host_interface,
             running=self.running_leases,
+            allowed=config.allowed_networks,
+            connections=config.max_connections,
         )
 
     def running_leases(self) -> Sequence[tuple[Lease, Sequence[PortForward]]]:

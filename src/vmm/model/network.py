@@ -10,7 +10,7 @@ from vmm.model.value import Value
 
 if TYPE_CHECKING:
     import ipaddress
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
 
 class Protocol(StrEnum):
@@ -80,6 +80,21 @@ def checked_subnet(cidr: str, gateway: str) -> Subnet:
             resolution="vmm config set subnet 172.16.0.0/16 and vmm config set gateway 172.16.0.1",
         )
     return Subnet(cidr=str(network), gateway=str(address))
+
+
+def checked_networks(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return networks as nft takes them, those within another left out; ConfigError for what is none."""
+    import ipaddress
+
+    try:
+        named = [ipaddress.IPv4Network(text) for text in texts]
+    except ValueError as error:
+        raise ConfigError(
+            "An allowed network cannot be used.",
+            details=str(error),
+            resolution="Give IPv4 networks: vmm config set allowed_networks 10.8.0.0/24,192.168.7.20/32",
+        ) from error
+    return tuple(str(network) for network in ipaddress.collapse_addresses(named))
 
 
 def lease_for(address: ipaddress.IPv4Address) -> Lease:

@@ -10,28 +10,51 @@ from collections.abc import Callable, Generator, Sequence
 from vmm.errors import NetworkError
 from vmm.model.network import Lease, PortForward, Protocol, Subnet
 from vmm.model.value import Value
-from vmm.network import links, netlink
+from vmm.network import conntrack, links, netlink, others, policy, uplinks
 from vmm.network.firewall import Firewall
 
 Attached = Sequence[tuple[Lease, Sequence[PortForward]]]
 
 
 class HostNetwork(Value):
-    """`running` returns what every running machine holds; it is asked only when the whole firewall must be rendered."""
+    """`running` returns what every running machine holds; it is asked only when the whole firewall must be rendered.
+
+    `host_interface` is the one way out, where it is given; `allowed` are networks (CIDR) that machines reach over any
+    other link; `resolvers` what they may ask for names wherever it lies; `connections` the most that one may have.
+    """
 
     bridge_name: str
     subnet: Subnet
     host_interface: str | None
     running: Callable[[], Attached]
+    allowed: tuple[str, ...] = ()
+    resolvers: tuple[str, ...] = ()
+    connections: int = 8192
 
     @property
     def _firewall(self) -> Firewall:
-        return Firewall(bridge=self.bridge_name, subnet=self.subnet, host_interface=self.host_interface)
+        """The firewall, for what comes and goes by elements alone."""
+        return Firewall(bridge=self.bridge_name, subnet=self.subnet)
+
+    def _whole_firewall(self) -> Firewall:
+        """Return the firewall with what it depends on of the host and of its configuration."""
+        try:
+            ways = (self.host_interface,) if self.host_interface else uplinks.uplinks(self.bridge_name)
+        except OSError as error:
+            raise netlink.told(error, "The host's routes cannot be read.") from error
+        return Firewall(
+            bridge=self.bridge_name,
+            subnet=self.subnet,
+            uplinks=ways,
+            allowed=self.allowed,
+            resolvers=self.resolvers,
+            connections=self.connections,
+        )
 
     @contextlib.contextmanager
     def attaching(self, lease: Lease, forwards: Sequence[PortForward], *, uid: int = 0) -> Generator[None]:
         self._look_at_bridge()
-        admitted = self._firewall.begin_admit(lease, forwards)
+        admitted = self._whole_firewall().begin_admit(lease, forwards)
         try:
             yield
         finally:
@@ -39,21 +62,47 @@ class HostNetwork(Value):
             worked = admitted()
         if not worked:
             self.reconcile([*self.running(), (lease, forwards)])
+        self._begin_forwards(lease, forwards)
         # Rules first: a tap never stands on the bridge without what keeps its machine honest.
-        links.make_tap(lease.tap, self.bridge_name, uid=uid)
+        links.make_tap(lease, self.bridge_name, uid=uid)
 
     def detach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
         links.remove_link(lease.tap)
         # Without our tables there is nothing to remove; those of an older vmm do not know all that is taken out.
         if not self._firewall.dismiss(lease, forwards) and self._firewall.exists():
             self.reconcile([(other, theirs) for other, theirs in self.running() if other != lease])
+        with _told("What the kernel remembers of a machine's connections cannot be deleted."):
+            conntrack.forget_machine(lease)
+        self._end_forwards(forwards)
 
     def open_forward(self, lease: Lease, forward: PortForward) -> None:
         if not self._firewall.open(lease, forward):
             self.reconcile(self.running())
+        self._begin_forwards(lease, [forward])
 
     def close_forward(self, lease: Lease, forward: PortForward) -> None:
         self._firewall.close(lease, forward)
+        with _told("What the kernel remembers of a forward's connections cannot be deleted."):
+            conntrack.forget_forward(lease, forward)
+        self._end_forwards([forward], besides=forward)
+
+    def _begin_forwards(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
+        """Have forwards that are in the rules now meet those who have been sending there before."""
+        if not forwards:
+            return
+        if any(_is_for_localhost(forward) for forward in forwards):
+            links.route_localnet(self.bridge_name, on=True)
+        with _told("What the kernel remembers of a forward's connections cannot be deleted."):
+            conntrack.forget_before(lease, forwards)
+
+    def _end_forwards(self, forwards: Sequence[PortForward], besides: PortForward | None = None) -> None:
+        """Close what localhost's forwards need, with the last of them."""
+        if any(_is_for_localhost(forward) for forward in forwards):
+            self._settle_localhost(self.running(), besides)
+
+    def _settle_localhost(self, attached: Attached, besides: PortForward | None = None) -> None:
+        left = [forward for _, forwards in attached for forward in forwards if forward != besides]
+        links.route_localnet(self.bridge_name, on=any(map(_is_for_localhost, left)))
 
     def reconcile(self, attached: Attached) -> None:
         # Whole or not: one that an older vmm made gets what it lacks.
@@ -61,14 +110,37 @@ class HostNetwork(Value):
         # A machine that is both running and about to be attached would stand in it twice.
         wanted = _by_address(attached)
         while True:
-            self._firewall.replace(wanted.values())
+            self._whole_firewall().replace(wanted.values())
             # Another command's machine or forward may have come into the tables just before they were replaced. It was
             # recorded before that, so it is known by now; what is recorded later comes into the tables that stand.
             known = _by_address(self.running())
             if known.items() <= wanted.items():
                 break
             wanted |= known
-        self._firewall.accept_where_others_drop()
+        self._follow(list(wanted.values()))
+
+    def restore(self) -> None:
+        """Make bridge, firewall and taps what the machines that run now need, whoever comes and goes meanwhile."""
+        links.mend_bridge(self.bridge_name, self.subnet)
+        wanted = None
+        while (known := _by_address(self.running())) != wanted:
+            self._whole_firewall().replace(known.values())
+            wanted = known
+        self._follow(list(known.values()))
+        with _told("The taps cannot be mended."):
+            there = netlink.links()
+            for lease, _ in known.values():
+                link = there.get(lease.tap)
+                if link and link.kind == "tun" and (link.has_carrier or not link.is_up):
+                    links.connect(lease, self.bridge_name)
+
+    def _follow(self, attached: Attached) -> None:
+        """Do what the rules that were just made anew bring with them."""
+        others.accept_where_they_drop()
+        self._settle_localhost(attached)
+        with _told("What the kernel remembers of a forward's connections cannot be deleted."):
+            for lease, forwards in attached:
+                conntrack.forget_before(lease, forwards)
 
     def differences(self, attached: Attached) -> list[str]:
         """Return what of bridge, firewall and taps is not as these machines need it, a sentence each."""
@@ -77,22 +149,28 @@ class HostNetwork(Value):
             return []
         found: list[str] = []
         if not links.bridge_is_whole(self.bridge_name, self.subnet):
-            found.append(f"the bridge {self.bridge_name} was gone, down, or without its address")
-        found += self._firewall.differences(attached)
-        if self._firewall.is_dropped_by_others():
+            found.append(f"the bridge {self.bridge_name} was gone, down, without its address, or not closed")
+        found += self._whole_firewall().differences(attached)
+        if others.is_dropped():
             found.append("another firewall dropped what machines send")
-        there = set(links.taps())
-        found += [f"the tap {lease.tap} is gone" for lease, _ in attached if lease.tap not in there]
-        return found
+        localhost = any(_is_for_localhost(forward) for _, forwards in attached for forward in forwards)
+        if localhost and not links.routes_localnet(self.bridge_name):
+            found.append("forwards from localhost were cut off")
+        return found + self.link_differences([lease for lease, _ in attached])
 
-    def restore(self) -> None:
-        """Make bridge and firewall what the machines that run now need, whoever comes and goes meanwhile."""
-        links.mend_bridge(self.bridge_name, self.subnet)
-        wanted = None
-        while (known := _by_address(self.running())) != wanted:
-            self._firewall.replace(known.values())
-            wanted = known
-        self._firewall.accept_where_others_drop()
+    def link_differences(self, leases: Sequence[Lease]) -> list[str]:
+        """Return what of the running machines' taps is not as it was made, a sentence each."""
+        with _told("This host's links cannot be listed."):
+            there = netlink.links()
+        return [what for lease in leases for what in links.tap_differences(lease, self.bridge_name, there)]
+
+    def ways_out(self) -> tuple[str, ...]:
+        """Return the names of the links that machines may leave the host by, as things are now."""
+        return self._whole_firewall().uplinks
+
+    def renew_ways(self) -> None:
+        """Let machines leave by the links that lead out now, and by no other."""
+        self._whole_firewall().renew_ways()
 
     def taps(self) -> list[str]:
         return links.taps()
@@ -130,11 +208,13 @@ class HostNetwork(Value):
         for tap in links.taps():
             links.remove_link(tap)
         links.remove_link(self.bridge_name)
+        with _told("The routing rules cannot be removed."):
+            policy.remove(self.bridge_name)
         self._firewall.remove()
 
     def is_dropped_by_others(self) -> bool:
         """Whether another firewall of this host drops what machines send."""
-        return self._firewall.is_dropped_by_others()
+        return others.is_dropped()
 
     def mend_bridge(self) -> None:
         """Make the bridge what it should be, and let the host forward."""
@@ -142,12 +222,25 @@ class HostNetwork(Value):
 
     def accept_where_others_drop(self) -> None:
         """Let the machines' traffic pass where another firewall of this host drops it and a rule of ours can help."""
-        self._firewall.accept_where_others_drop()
+        others.accept_where_they_drop()
 
     def _look_at_bridge(self) -> None:
         if not links.bridge_is_whole(self.bridge_name, self.subnet):
             links.mend_bridge(self.bridge_name, self.subnet)
-            self._firewall.accept_where_others_drop()
+            others.accept_where_they_drop()
+
+
+@contextlib.contextmanager
+def _told(brief: str) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise netlink.told(error, brief) from error
+
+
+def _is_for_localhost(forward: PortForward) -> bool:
+    # A forward for every address of the host is for this one too.
+    return forward.host_address == "0.0.0.0" or forward.host_address.startswith("127.")  # noqa: S104
 
 
 def _by_address(attached: Attached) -> dict[str, tuple[Lease, tuple[PortForward, ...]]]:

@@ -6,6 +6,7 @@ messages take a quarter of one, and a netlink library takes 270 ms to import.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,14 +15,16 @@ import struct
 
 from vmm import TYPE_CHECKING
 from vmm.errors import NetworkError
+from vmm.model.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
-_NEWLINK, _DELLINK, _SETLINK, _NEWADDR = 16, 17, 19, 20
-_REQUEST, _ACK, _REPLACE, _EXCL, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
-_ERROR = 2
-_NESTED = 0x8000
+_NEWLINK, _DELLINK, _GETLINK, _SETLINK, _NEWADDR = 16, 17, 18, 19, 20
+_REQUEST, _ACK, REPLACE, EXCL, CREATE, _DUMP = 0x1, 0x4, 0x100, 0x200, 0x400, 0x300
+_ERROR, _DONE = 2, 3
+_SOL_NETLINK, _GET_STRICT_CHK = 270, 12
+NESTED = 0x8000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 10, 12, 18
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_BR_GROUP_FWD_MASK = 9
@@ -29,16 +32,19 @@ _IFLA_BR_GROUP_FWD_MASK = 9
 _GROUP_FRAMES = 0xFFF8
 _IFLA_BRPORT_ISOLATED = 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
-_IFF_UP = 1
+_IFLA_INFO_SLAVE_DATA = 5
+NETFILTER = 12  # linux/netlink.h
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_LINK_HEAD = struct.Struct("=BxHiII")
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
 _HEADER = struct.Struct("=IHHII")
 
 
 def make_bridge(name: str, mac: bytes) -> None:
     """Make a bridge with a fixed MAC; OSError(EEXIST) when there is a link of that name."""
-    info = _attribute(_IFLA_LINKINFO | _NESTED, _attribute(_IFLA_INFO_KIND, b"bridge"))
-    body = _link(0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0") + _attribute(_IFLA_ADDRESS, mac) + info
-    _send([(_NEWLINK, _CREATE | _EXCL, body)])
+    info = attribute(_IFLA_LINKINFO | NESTED, attribute(_IFLA_INFO_KIND, b"bridge"))
+    body = link_head(0) + attribute(_IFLA_IFNAME, name.encode() + b"\0") + attribute(_IFLA_ADDRESS, mac) + info
+    send([(_NEWLINK, CREATE | EXCL, body)])
 
 
 def bridge_group_frames(name: str) -> None:
@@ -46,9 +52,9 @@ def bridge_group_frames(name: str) -> None:
 
     By itself it hands some of them (LLDP) to the host past every hook of its firewall, and learns their sender's MAC.
     """
-    mask = _attribute(_IFLA_INFO_DATA | _NESTED, _attribute(_IFLA_BR_GROUP_FWD_MASK, struct.pack("=H", _GROUP_FRAMES)))
-    info = _attribute(_IFLA_LINKINFO | _NESTED, _attribute(_IFLA_INFO_KIND, b"bridge") + mask)
-    _send([(_NEWLINK, 0, _link(index_of(name)) + info)])
+    mask = attribute(_IFLA_INFO_DATA | NESTED, attribute(_IFLA_BR_GROUP_FWD_MASK, struct.pack("=H", _GROUP_FRAMES)))
+    info = attribute(_IFLA_LINKINFO | NESTED, attribute(_IFLA_INFO_KIND, b"bridge") + mask)
+    send([(_NEWLINK, 0, link_head(index_of(name)) + info)])
 
 
 def add_address(name: str, address: str, prefix_length: int, broadcast: str) -> None:
@@ -56,32 +62,65 @@ def add_address(name: str, address: str, prefix_length: int, broadcast: str) -> 
     packed = socket.inet_aton(address)
     head = struct.pack("=BBBBI", socket.AF_INET, prefix_length, 0, 0, index_of(name))
     parts = [(_IFA_LOCAL, packed), (_IFA_ADDRESS, packed), (_IFA_BROADCAST, socket.inet_aton(broadcast))]
-    _send([(_NEWADDR, _CREATE | _REPLACE, head + b"".join(_attribute(kind, data) for kind, data in parts))])
+    send([(_NEWADDR, CREATE | REPLACE, head + b"".join(attribute(kind, data) for kind, data in parts))])
 
 
 def set_up(name: str) -> None:
-    _send([(_NEWLINK, 0, _link(index_of(name), up=True))])
+    send([(_NEWLINK, 0, link_head(index_of(name), up=True))])
 
 
 def join_bridge(tap: str, bridge: str) -> None:
     """Put a link on a bridge, as a port that is isolated from the others, and set it up."""
     index = index_of(tap)
-    master = _attribute(_IFLA_MASTER, struct.pack("=I", index_of(bridge)))
-    isolated = _attribute(_IFLA_PROTINFO | _NESTED, _attribute(_IFLA_BRPORT_ISOLATED, b"\1"))
-    _send(
+    master = attribute(_IFLA_MASTER, struct.pack("=I", index_of(bridge)))
+    isolated = attribute(_IFLA_PROTINFO | NESTED, attribute(_IFLA_BRPORT_ISOLATED, b"\1"))
+    send(
         [
-            (_NEWLINK, 0, _link(index) + master),
-            (_SETLINK, 0, _link(index, family=socket.AF_BRIDGE) + isolated),
+            (_NEWLINK, 0, link_head(index) + master),
+            (_SETLINK, 0, link_head(index, family=socket.AF_BRIDGE) + isolated),
             # Up last: no frame passes before the port is isolated.
-            (_NEWLINK, 0, _link(index, up=True)),
+            (_NEWLINK, 0, link_head(index, up=True)),
         ]
     )
+
+
+class Link(Value):
+    """A link of the host: `master` is the index of the bridge that it is a port of."""
+
+    name: str
+    index: int
+    kind: str
+    is_up: bool
+    has_carrier: bool
+    master: int
+    isolated: bool
+
+
+def links() -> dict[str, Link]:
+    """Return the host's links by their names. May raise OSError."""
+    found: dict[str, Link] = {}
+    for body in dump(_GETLINK, link_head(0)):
+        _, _, index, flags, _ = _LINK_HEAD.unpack_from(body)
+        parts = attributes(body, _LINK_HEAD.size)
+        info = attributes(parts.get(_IFLA_LINKINFO, b""))
+        port = attributes(info.get(_IFLA_INFO_SLAVE_DATA, b""))
+        name = parts.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+        found[name] = Link(
+            name=name,
+            index=index,
+            kind=info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
+            is_up=bool(flags & _IFF_UP),
+            has_carrier=bool(flags & _IFF_LOWER_UP),
+            master=struct.unpack("=I", parts.get(_IFLA_MASTER, b"\0\0\0\0"))[0],
+            isolated=port.get(_IFLA_BRPORT_ISOLATED) == b"\1",
+        )
+    return found
 
 
 def remove_link(name: str) -> None:
     """Remove a link; none is no error."""
     try:
-        _send([(_DELLINK, 0, _link(index_of(name)))])
+        send([(_DELLINK, 0, link_head(index_of(name)))])
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise
@@ -108,20 +147,18 @@ def told(error: OSError, brief: str) -> NetworkError:
     )
 
 
-def _link(index: int, *, family: int = socket.AF_UNSPEC, up: bool = False) -> bytes:
+def link_head(index: int, *, family: int = socket.AF_UNSPEC, up: bool = False) -> bytes:
     flags = _IFF_UP if up else 0
-    return struct.pack("=BxHiII", family, 0, index, flags, flags)
+    return _LINK_HEAD.pack(family, 0, index, flags, flags)
 
 
-def _attribute(kind: int, data: bytes) -> bytes:
+def attribute(kind: int, data: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
 
 
-def _send(messages: Sequence[tuple[int, int, bytes]]) -> None:
-    """Send the messages at once and raise the first error of their acknowledgements as OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as connection:
-        connection.settimeout(5.0)
-        connection.bind((0, 0))
+def send(messages: Sequence[tuple[int, int, bytes]], *, protocol: int = socket.NETLINK_ROUTE) -> None:
+    """Send the messages (type, flags, body) at once; raise the first error of their acknowledgements as OSError."""
+    with _connection(protocol) as connection:
         batch = b"".join(
             _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _ACK | flags, number, 0) + body
             for number, (kind, flags, body) in enumerate(messages, start=1)
@@ -130,6 +167,58 @@ def _send(messages: Sequence[tuple[int, int, bytes]]) -> None:
         missing = set(range(1, len(messages) + 1))
         while missing:
             missing -= _acknowledged(connection.recv(65536))
+
+
+def dump(
+    kind: int, body: bytes, *, protocol: int = socket.NETLINK_ROUTE, strict: bool = False
+) -> Generator[bytes, None, None]:
+    """Give the body of each answer to a request for all; `strict` has the kernel heed what `body` asks for.
+
+    Whoever has seen enough ends the generator, and the kernel's work with it.
+    """
+    with _connection(protocol) as connection:
+        if strict:
+            # A kernel before 4.20 knows no better than to give all.
+            with contextlib.suppress(OSError):
+                connection.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
+        connection.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 1, 0) + body)
+        while True:
+            for found, content in _messages(connection.recv(1 << 18)):
+                if found == _DONE:
+                    return
+                if found == _ERROR:
+                    code = struct.unpack_from("=i", content)[0]
+                    raise OSError(-code, os.strerror(-code))
+                yield content
+
+
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """Return the attributes from `offset` on, by their type; of a type that comes twice the last."""
+    found: dict[int, bytes] = {}
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def _connection(protocol: int) -> socket.socket:
+    connection = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    connection.settimeout(5.0)
+    connection.bind((0, 0))
+    return connection
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            return
+        yield kind, data[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
 
 
 def _acknowledged(data: bytes) -> set[int]:
