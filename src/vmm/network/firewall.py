@@ -108,9 +108,12 @@ class Firewall(Value):
 
         nft refuses to delete what is not there; added in the same transaction it always is.
         """
+        # Who has had a connection is counted as well.
         counted = f"element ip vmm flows {{ {lease.address} }}"
-        lines = (*_elements("add", lease, forwards), *_elements("delete", lease, forwards))
-        return _worked_together("\n".join((*lines, f"add {counted}", f"delete {counted}")))
+        lines = [
+            line for verb in ("add", "delete") for line in (*_elements(verb, lease, forwards), f"{verb} {counted}")
+        ]
+        return _worked_together("\n".join(lines))
 
     def open(self, lease: Lease, forward: PortForward) -> bool:
         return _nft_worked(_forward("add", lease, forward))

@@ -35,7 +35,7 @@ def differences(wanted: Elements, counts: Mapping[tuple[str, str], int], rules: 
     `counts` are those of the rules by (family, chain); `rules` themselves may not be known.
     """
     found: list[str] = []
-    for family in ("ip", "bridge"):
+    for family in dict.fromkeys(family for family, _ in counts):
         listing = process.run(["nft", "-j", "list", "table", family, "vmm"], check=False)
         if listing.code != 0:
             found.append(f"the firewall's table {family} vmm was gone")

@@ -7,7 +7,7 @@ import pytest
 
 from vmm.host import process
 from vmm.model.network import PortForward, Protocol, checked_subnet, lease_for
-from vmm.network import firewall, inspection
+from vmm.network import inspection, tables
 from vmm.network.firewall import Firewall
 
 SUBNET = checked_subnet("172.16.0.0/16", "172.16.0.1")
@@ -21,44 +21,100 @@ META = '{"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5", "js
 # `nft -j list table ip vmm` and `bridge vmm` with ATTACHED.
 IP = """
 {"table": {"family": "ip", "name": "vmm", "handle": 3}}
-{"set": {"family": "ip", "name": "machines", "table": "vmm", "type": "ipv4_addr", "handle": 7, "elem": ["172.16.0.2", "172.16.0.3"]}}
-{"map": {"family": "ip", "name": "ports", "table": "vmm", "type": ["inet_proto", "inet_service"], "handle": 8, "map": "ipv4_addr . inet_service", "elem": [[{"concat": ["tcp", 8080]}, {"concat": ["172.16.0.2", 80]}]]}}
-{"map": {"family": "ip", "name": "ports_at", "table": "vmm", "type": ["inet_proto", "ipv4_addr", "inet_service"], "handle": 9, "map": "ipv4_addr . inet_service", "elem": [[{"concat": ["udp", "127.0.0.1", 53]}, {"concat": ["172.16.0.2", 5353]}]]}}
+{"set": {"family": "ip", "name": "machines", "table": "vmm", "type": "ipv4_addr", "handle": 15, "elem": ["172.16.0.2", "172.16.0.3"]}}
+{"set": {"family": "ip", "name": "own", "table": "vmm", "type": ["ipv4_addr", "ipv4_addr"], "handle": 16, "elem": [{"concat": ["172.16.0.2", "172.16.0.2"]}, {"concat": ["172.16.0.3", "172.16.0.3"]}]}}
+{"set": {"family": "ip", "name": "uplinks", "table": "vmm", "type": "ifname", "handle": 17}}
+{"set": {"family": "ip", "name": "resolvers", "table": "vmm", "type": "ipv4_addr", "handle": 18}}
+{"set": {"family": "ip", "name": "flows", "table": "vmm", "type": "ipv4_addr", "handle": 19, "size": 65535}}
+{"map": {"family": "ip", "name": "ports", "table": "vmm", "type": ["inet_proto", "inet_service"], "handle": 20, "map": "ipv4_addr . inet_service", "elem": [[{"concat": ["tcp", 8080]}, {"concat": ["172.16.0.2", 80]}]]}}
+{"map": {"family": "ip", "name": "ports_at", "table": "vmm", "type": ["inet_proto", "ipv4_addr", "inet_service"], "handle": 21, "map": "ipv4_addr . inet_service", "elem": [[{"concat": ["udp", "127.0.0.1", 53]}, {"concat": ["172.16.0.2", 5353]}]]}}
 {"chain": {"family": "ip", "table": "vmm", "name": "forwards", "handle": 1}}
 {"chain": {"family": "ip", "table": "vmm", "name": "prerouting", "handle": 2, "type": "nat", "hook": "prerouting", "prio": -100, "policy": "accept"}}
 {"chain": {"family": "ip", "table": "vmm", "name": "output", "handle": 3, "type": "nat", "hook": "output", "prio": -100, "policy": "accept"}}
 {"chain": {"family": "ip", "table": "vmm", "name": "postrouting", "handle": 4, "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}}
-{"chain": {"family": "ip", "table": "vmm", "name": "forward", "handle": 5, "type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}}
-{"chain": {"family": "ip", "table": "vmm", "name": "input", "handle": 6, "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "forwards", "handle": 11}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "forwards", "handle": 13}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "prerouting", "handle": 14}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "output", "handle": 15}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "postrouting", "handle": 16}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "postrouting", "handle": 17}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 18}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 19}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 20}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 21}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 22}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 23}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 24}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 25}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 26}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 27}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 28}}
-{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 29}}
+{"chain": {"family": "ip", "table": "vmm", "name": "outside", "handle": 5, "type": "filter", "hook": "postrouting", "prio": 150, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "vmm", "name": "guard", "handle": 6, "type": "filter", "hook": "prerouting", "prio": -50, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "vmm", "name": "from_machines", "handle": 7}}
+{"chain": {"family": "ip", "table": "vmm", "name": "to_host", "handle": 8}}
+{"chain": {"family": "ip", "table": "vmm", "name": "vetted", "handle": 9}}
+{"chain": {"family": "ip", "table": "vmm", "name": "forward", "handle": 10, "type": "filter", "hook": "forward", "prio": -5, "policy": "accept"}}
+{"chain": {"family": "ip", "table": "vmm", "name": "leaving", "handle": 11}}
+{"chain": {"family": "ip", "table": "vmm", "name": "entering", "handle": 12}}
+{"chain": {"family": "ip", "table": "vmm", "name": "passed", "handle": 13}}
+{"chain": {"family": "ip", "table": "vmm", "name": "input", "handle": 14, "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forwards", "handle": 23}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forwards", "handle": 25}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "prerouting", "handle": 26}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "output", "handle": 27}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "postrouting", "handle": 29}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "postrouting", "handle": 30}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "outside", "handle": 32}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "guard", "handle": 33}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "guard", "handle": 34}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "guard", "handle": 35}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "guard", "handle": 36}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 37}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 38}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 39}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 40}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 41}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 42}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 43}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 44}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 46}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 48}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 49}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "from_machines", "handle": 50}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "to_host", "handle": 51}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "to_host", "handle": 52}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "to_host", "handle": 54}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "to_host", "handle": 55}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "vetted", "handle": 56}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 57}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 58}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 59}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 60}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 61}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 62}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "leaving", "handle": 63}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "leaving", "handle": 64}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "leaving", "handle": 65}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "leaving", "handle": 67}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "leaving", "handle": 69}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "leaving", "handle": 70}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "leaving", "handle": 71}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "leaving", "handle": 72}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "entering", "handle": 73}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "entering", "handle": 74}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "entering", "handle": 75}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "entering", "handle": 76}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "passed", "handle": 77}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 78}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 79}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 80}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 81}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 83}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 84}}
+{"rule": {"family": "ip", "table": "vmm", "chain": "input", "handle": 85}}
 """
 BRIDGE = """
 {"table": {"family": "bridge", "name": "vmm", "handle": 4}}
-{"set": {"family": "bridge", "name": "senders", "table": "vmm", "type": ["ifname", "ether_addr", "ipv4_addr"], "handle": 3, "elem": [{"concat": ["vmm-ac100002", "06:00:ac:10:00:02", "172.16.0.2"]}, {"concat": ["vmm-ac100003", "06:00:ac:10:00:03", "172.16.0.3"]}]}}
+{"set": {"family": "bridge", "name": "senders", "table": "vmm", "type": ["ifname", "ether_addr", "ipv4_addr"], "handle": 4, "elem": [{"concat": ["vmm-ac100002", "06:00:ac:10:00:02", "172.16.0.2"]}, {"concat": ["vmm-ac100003", "06:00:ac:10:00:03", "172.16.0.3"]}]}}
 {"chain": {"family": "bridge", "table": "vmm", "name": "prerouting", "handle": 1, "type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"}}
-{"chain": {"family": "bridge", "table": "vmm", "name": "input", "handle": 2, "type": "filter", "hook": "input", "prio": -300, "policy": "accept"}}
-{"rule": {"family": "bridge", "table": "vmm", "chain": "prerouting", "handle": 4}}
+{"chain": {"family": "bridge", "table": "vmm", "name": "asking", "handle": 2}}
+{"chain": {"family": "bridge", "table": "vmm", "name": "input", "handle": 3, "type": "filter", "hook": "input", "prio": -300, "policy": "accept"}}
 {"rule": {"family": "bridge", "table": "vmm", "chain": "prerouting", "handle": 5}}
 {"rule": {"family": "bridge", "table": "vmm", "chain": "prerouting", "handle": 6}}
 {"rule": {"family": "bridge", "table": "vmm", "chain": "prerouting", "handle": 7}}
-{"rule": {"family": "bridge", "table": "vmm", "chain": "input", "handle": 8}}
+{"rule": {"family": "bridge", "table": "vmm", "chain": "prerouting", "handle": 8}}
+{"rule": {"family": "bridge", "table": "vmm", "chain": "asking", "handle": 9}}
+{"rule": {"family": "bridge", "table": "vmm", "chain": "input", "handle": 10}}
+"""
+IP6 = """
+{"table": {"family": "ip6", "name": "vmm", "handle": 6}}
+{"chain": {"family": "ip6", "table": "vmm", "name": "prerouting", "handle": 1, "type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"}}
+{"rule": {"family": "ip6", "table": "vmm", "chain": "prerouting", "handle": 2}}
+{"rule": {"family": "ip6", "table": "vmm", "chain": "prerouting", "handle": 3}}
 """
 
 
@@ -80,7 +136,7 @@ def has_no_elements(lines: str) -> str:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What nft would say of each family's table; one that is not in it is not there."""
-    tables = {"ip": account(IP), "bridge": account(BRIDGE)}
+    tables = {"ip": account(IP), "bridge": account(BRIDGE), "ip6": account(IP6)}
 
     def run(argv, **how):
         if argv[0] == "unshare":
@@ -106,12 +162,13 @@ def test_empty_tables_are_right_for_nobody(kernel: dict[str, str]) -> None:
     assert WALL.differences([]) == []
     assert WALL.differences([(A, ())]) == [
         "172.16.0.2 was not in machines",
+        "172.16.0.2 . 172.16.0.2 was not in own",
         "vmm-ac100002 . 06:00:ac:10:00:02 . 172.16.0.2 was not in senders",
     ]
 
 
 @pytest.mark.fault(29)
-@pytest.mark.parametrize("families", [("ip",), ("bridge",), ("ip", "bridge")])
+@pytest.mark.parametrize("families", [("ip",), ("bridge",), ("ip6",), ("ip", "bridge")])
 def test_a_table_that_is_gone(kernel: dict[str, str], families: tuple[str, ...]) -> None:
     for family in families:
         del kernel[family]
@@ -122,11 +179,13 @@ def test_a_table_that_is_gone(kernel: dict[str, str], families: tuple[str, ...])
 @pytest.mark.parametrize(
     ("family", "lines", "handle", "told"),
     [
-        ("ip", IP, 20, "the chain forward of ip vmm had 6 rules of 7"),
-        ("ip", IP, 14, "the chain prerouting of ip vmm had 0 rules of 1"),
-        ("ip", IP, 29, "the chain input of ip vmm had 4 rules of 5"),
+        ("ip", IP, 60, "the chain forward of ip vmm had 5 rules of 6"),
+        ("ip", IP, 26, "the chain prerouting of ip vmm had 0 rules of 1"),
+        ("ip", IP, 33, "the chain guard of ip vmm had 3 rules of 4"),
+        ("ip", IP, 84, "the chain input of ip vmm had 6 rules of 7"),
         ("bridge", BRIDGE, 7, "the chain prerouting of bridge vmm had 3 rules of 4"),
-        ("bridge", BRIDGE, 8, "the chain input of bridge vmm had 0 rules of 1"),
+        ("bridge", BRIDGE, 10, "the chain input of bridge vmm had 0 rules of 1"),
+        ("ip6", IP6, 2, "the chain prerouting of ip6 vmm had 1 rules of 2"),
     ],
 )
 def test_a_rule_that_is_gone(kernel: dict[str, str], family: str, lines: str, handle: int, told: str) -> None:
@@ -141,17 +200,17 @@ def test_a_rule_that_is_gone(kernel: dict[str, str], family: str, lines: str, ha
 @pytest.mark.fault(29)
 def test_a_rule_that_someone_added(kernel: dict[str, str]) -> None:
     kernel["ip"] = account(IP + '{"rule": {"family": "ip", "table": "vmm", "chain": "forward", "handle": 30}}')
-    assert WALL.differences(ATTACHED) == ["the chain forward of ip vmm had 8 rules of 7"]
+    assert WALL.differences(ATTACHED) == ["the chain forward of ip vmm had 7 rules of 6"]
 
 
 @pytest.mark.fault(29)
 @pytest.mark.fault(29)
 def test_a_rule_that_someone_replaced(kernel: dict[str, str]) -> None:
     """As many as there should be, and one of them lets pass what the other dropped."""
-    standing = inspection._rules(json.loads(kernel["ip"])["nftables"] + json.loads(kernel["bridge"])["nftables"])
-    counts = firewall._rule_counts()
+    standing = inspection._rules(entry for said in kernel.values() for entry in json.loads(said)["nftables"])
+    counts = tables.rule_counts(WALL._tables())
     assert inspection.differences({}, counts, standing) == []
-    kernel["ip"] = kernel["ip"].replace('"handle": 24}', '"handle": 24, "expr": [{"accept": null}]}')
+    kernel["ip"] = kernel["ip"].replace('"handle": 60}', '"handle": 60, "expr": [{"accept": null}]}')
     assert inspection.differences({}, counts, standing) == ["the chain forward of ip vmm had other rules"]
     # Where nobody can say what they should be, they are counted.
     assert inspection.differences({}, counts, None) == []
@@ -199,6 +258,8 @@ def test_who_is_missing_and_who_was_left(kernel: dict[str, str]) -> None:
     assert WALL.differences([(A, (WEB, DNS)), (other, ())]) == [
         "172.16.0.9 was not in machines",
         "172.16.0.3 was left in machines",
+        "172.16.0.9 . 172.16.0.9 was not in own",
+        "172.16.0.3 . 172.16.0.3 was left in own",
         "vmm-ac100009 . 06:00:ac:10:00:09 . 172.16.0.9 was not in senders",
         "vmm-ac100003 . 06:00:ac:10:00:03 . 172.16.0.3 was left in senders",
     ]
@@ -235,12 +296,14 @@ def test_the_parts_of_an_element_however_they_are_nested(value: object, parts: l
 
 
 def test_every_chain_of_the_template_is_counted() -> None:
-    counts = firewall._rule_counts()
+    counts = tables.rule_counts(WALL._tables())
     assert set(counts) == {
-        ("ip", "forwards"), ("ip", "prerouting"), ("ip", "output"), ("ip", "postrouting"), ("ip", "forward"),
-        ("ip", "input"), ("bridge", "prerouting"), ("bridge", "input"),
+        ("ip", "forwards"), ("ip", "prerouting"), ("ip", "output"), ("ip", "postrouting"), ("ip", "outside"),
+        ("ip", "guard"), ("ip", "from_machines"), ("ip", "to_host"), ("ip", "vetted"), ("ip", "forward"),
+        ("ip", "leaving"), ("ip", "entering"), ("ip", "passed"), ("ip", "input"), ("ip6", "prerouting"),
+        ("bridge", "prerouting"), ("bridge", "asking"), ("bridge", "input"),
     }  # fmt: skip
     # One that had none would be a chain that keeps nothing out.
     assert min(counts.values()) >= 1
     # As many as nft itself counted in what was recorded.
-    assert sum(counts.values()) == (IP + BRIDGE).count('"rule"')
+    assert sum(counts.values()) == (IP + BRIDGE + IP6).count('"rule"')

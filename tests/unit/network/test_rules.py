@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vmm.model.network import Lease, PortForward, Protocol, checked_subnet, lease_for
-from vmm.network import firewall, links
+from vmm.network import conntrack, firewall, links, others
 from vmm.network.dns import FALLBACK, host_resolvers
 from vmm.network.firewall import Firewall
 from vmm.network.host_network import HostNetwork
@@ -47,12 +47,14 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_whole_firewall_is_one_transaction(said: list[str]) -> None:
-    wall = Firewall(bridge="br7", subnet=checked_subnet("10.77.0.0/24", "10.77.0.1"), host_interface="eth9")
+    wall = Firewall(bridge="br7", subnet=checked_subnet("10.77.0.0/24", "10.77.0.1"), uplinks=("eth9",))
     forward = PortForward(machine="m", protocol=Protocol.UDP, host_address="127.0.0.1", host_port=53, guest_port=5353)
     wall.replace([(LEASE, (forward,))])
     (text,) = said
     assert text.index("delete table ip vmm") < text.index("table ip vmm {")
-    assert 'ip saddr 10.77.0.0/24 oifname "eth9" masquerade' in text
+    assert 'ip saddr 10.77.0.0/24 oifname != { "lo", "br7" } masquerade' in text
+    assert 'add element ip vmm uplinks { "eth9" }' in text
+    assert 'iifname "vmm-0a4d00*" drop' in text
     assert "add element ip vmm ports_at { udp . 127.0.0.1 . 53 : 172.16.0.2 . 5353 }" in text
     assert "add element bridge vmm senders { vmm-ac100002 . 06:00:ac:10:00:02 . 172.16.0.2 }" in text
     assert "{bridge}" not in text
@@ -77,7 +79,9 @@ def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
     forward = PortForward(machine="m", protocol=Protocol.TCP, host_port=80, guest_port=80)
     reads = [[(LEASE, [])], [(LEASE, [forward]), (OTHER, [])], [(LEASE, [forward]), (OTHER, [])]]
     monkeypatch.setattr(links, "mend_bridge", lambda name, subnet: None)
-    monkeypatch.setattr(Firewall, "accept_where_others_drop", lambda self: None)
+    monkeypatch.setattr(others, "accept_where_they_drop", lambda: None)
+    monkeypatch.setattr(links, "route_localnet", lambda bridge, *, on: None)
+    monkeypatch.setattr(conntrack, "forget_before", lambda lease, forwards: None)
 
     def running() -> list[tuple[Lease, list[PortForward]]]:
         return reads.pop(0)
@@ -94,7 +98,9 @@ def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
 @pytest.mark.fault(29)
 def test_what_has_not_changed_is_replaced_once(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "mend_bridge", lambda name, subnet: None)
-    monkeypatch.setattr(Firewall, "accept_where_others_drop", lambda self: None)
+    monkeypatch.setattr(others, "accept_where_they_drop", lambda: None)
+    monkeypatch.setattr(links, "route_localnet", lambda bridge, *, on: None)
+    monkeypatch.setattr(conntrack, "forget_before", lambda lease, forwards: None)
     network = HostNetwork(bridge_name="b", subnet=SUBNET, host_interface=None, running=lambda: [(LEASE, [])])
     # `OTHER` is about to be attached, and recorded as running only afterwards.
     network.reconcile([(LEASE, ()), (OTHER, ())])
