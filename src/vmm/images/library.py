@@ -85,12 +85,15 @@ class ImageLibrary(Value):
     def import_path(self, path: Path, name: str, *, size_mib: int | None, force: bool, progress: Progress) -> Image:
         """Import an ext4 file, a directory or a tar; `size_mib` for the latter two, else what they need."""
         from vmm.images import sources
+        from vmm.images.inside import shortcomings
 
         valid_name(name, what="image")
         kind = sources.kind_of(path)
 
         def build(out: Path, work: Path) -> None:
             sources.convert(path, kind, out, work=work, size_mib=size_mib, progress=progress)
+            for lacking in shortcomings(out):
+                progress.note(lacking)
 
         return self._add(name, build, source=f"{kind} {path.name}", force=force, progress=progress)
 

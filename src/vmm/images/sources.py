@@ -9,7 +9,9 @@ from pathlib import Path
 from vmm.errors import ImageError, UsageError
 from vmm.host import files, process
 from vmm.images.ext4 import is_ext4, read_superblock
-from vmm.images.packed import packing_of
+from vmm.images.packed import Packing, packing_of, unpacked
+from vmm.images.recognize import HEAD_BYTES, refuse_foreign, refuse_packed
+from vmm.images.trees import root_of
 from vmm.images.unpack import LARGEST_BYTES, MIB, unpack
 from vmm.model.progress import Progress
 from vmm.model.sizes import DISK_MIB
@@ -34,8 +36,13 @@ def kind_of(path: Path) -> Kind:
     head = _head(path)
     if is_ext4(head):
         return Kind.EXT4
-    if head[257:262] == b"ustar" or packing_of(head):
+    if head[257:262] == b"ustar":
         return Kind.TAR
+    if (packing := packing_of(head)) is not None:
+        refuse_packed(path, _packed_head(path, packing), program=packing.name)
+        return Kind.TAR
+    with path.open("rb") as stream:
+        refuse_foreign(path, head, stream)
     raise ImageError(
         f"{path} cannot become an image.",
         details=f"It is no ext4 file system, no directory and no tar; it begins with {head[:8].hex(' ') or 'nothing'}.",
@@ -53,11 +60,26 @@ def _head(path: Path) -> bytes:
                 resolution="Copy what it holds into a file, and give that.",
             )
         with path.open("rb") as stream:
-            return stream.read(4096)
+            return stream.read(HEAD_BYTES)
     except OSError as error:
         raise ImageError(
             f"{path} cannot be read.", details=str(error), resolution="Check the path, then try again."
         ) from error
+
+
+class _HeadReadError(ImageError):
+    """The beginning of what is packed has been read."""
+
+
+def _packed_head(path: Path, packing: Packing) -> bytes:
+    """Return the beginning of what is packed in a file; empty when it cannot be unpacked, which is told later."""
+    head = b""
+    try:
+        with unpacked(path, packing) as stream:
+            head = stream.read(HEAD_BYTES)
+            raise _HeadReadError("", details="", resolution="")
+    except ImageError:
+        return head
 
 
 def convert(path: Path, kind: Kind, out: Path, *, work: Path, size_mib: int | None, progress: Progress) -> None:
@@ -74,14 +96,16 @@ def convert(path: Path, kind: Kind, out: Path, *, work: Path, size_mib: int | No
             with progress.step(f"Copying {path.name}"):
                 files.copy_disk(path, out, size_mib=0)
         case Kind.DIRECTORY:
+            root = root_of(path, name=str(path), progress=progress)
             with progress.step("Making the file system"):
-                make_ext4(path, out, size_mib=size_mib)
+                make_ext4(root, out, size_mib=size_mib)
         case Kind.TAR:
             tree = work / "tree"
             with progress.step(f"Unpacking {path.name}"):
                 unpack(path, packing_of(_head(path)), tree, progress=progress)
+            root = root_of(tree, name=str(path), progress=progress)
             with progress.step("Making the file system"):
-                make_ext4(tree, out, size_mib=size_mib)
+                make_ext4(root, out, size_mib=size_mib)
 
 
 def make_ext4(tree: Path, out: Path, *, size_mib: int | None) -> None:
