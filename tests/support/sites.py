@@ -347,6 +347,7 @@ class FakeFiles:
     consoles: dict[str, str]
     made: set[str] = field(default_factory=set)
     described: dict[str, list[PortForward]] = field(default_factory=dict)
+    left_mounted: set[str] = field(default_factory=set)
     fails: BaseException | None = None
     stuck: BaseException | None = None
 
@@ -382,6 +383,12 @@ class FakeFiles:
 
     def last_words(self, name: str) -> str:
         return self.consoles.get(name, "")
+
+    def first_words(self, name: str) -> str:
+        return self.consoles.get(name, "")
+
+    def is_unmounted(self, name: str) -> bool:
+        return name not in self.left_mounted
 
     def engine_words(self, name: str) -> str:
         return "first\nlast of the engine"

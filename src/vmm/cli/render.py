@@ -59,6 +59,7 @@ def machine_facts(record: MachineView | UnreadableRecord) -> dict[str, object]:
         "started_at": machine.started_at,
         "port_forwards": [forward_facts(forward) for forward in record.forwards],
         "mounts": [],
+        "boot_notes": list(record.boot_notes),
     }
 
 

@@ -81,6 +81,17 @@ def says_reboot(line: str) -> bool:
     return _REBOOT.search(line) is not None
 
 
+# Every line that stage-1 says (guest/stage1-init.sh, stage1-facts.sh); most boots have none.
+_NOTE = re.compile(r"^vmm: (?!stage-1 FAILED: |the guest )(.+)")
+_MOST_NOTES = 12
+
+
+def boot_notes(words: str) -> tuple[str, ...]:
+    """Return what stage-1 said in the beginning of a boot's console: what it left, mended or could not do."""
+    found = filter(None, (_NOTE.match(line.strip()) for line in words.splitlines()))
+    return tuple(_bounded(match[1]) for match, _ in zip(found, range(_MOST_NOTES), strict=False))
+
+
 def _panic(lines: list[str]) -> LastWord | None:
     return _last(lines, lambda line: LastWord(ending=Ending.PANICKED, line=line) if _PANIC.search(line) else None)
 

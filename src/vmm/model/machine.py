@@ -148,7 +148,11 @@ class UnreadableRecord(Value):
 
 
 class MachineView(Value):
-    """A machine with its forwards, its state checked against the host."""
+    """A machine with its forwards, its state checked against the host.
+
+    `boot_notes` is what stage-1 said at its last boot, where one machine is looked at by who may read its console.
+    """
 
     machine: Machine
     forwards: tuple[PortForward, ...] = ()
+    boot_notes: tuple[str, ...] = ()

@@ -174,6 +174,14 @@ class MachineFiles(Protocol):
         """Return the end of the console since the last boot, at most 4 KiB; empty where there is none."""
         ...
 
+    def first_words(self, name: str) -> str:
+        """Return the beginning of the console since the last boot, at most 16 KiB; empty where there is none."""
+        ...
+
+    def is_unmounted(self, name: str) -> bool:
+        """Whether the disk's file system was left in good order, as far as it says so itself."""
+        ...
+
     def engine_words(self, name: str) -> str:
         """Return the end of the engine's log, at most 2 KiB."""
         ...

@@ -51,8 +51,12 @@ def find_engine(site: Site, machine: Machine) -> ProcessIdentity | None:
 
 def view(site: Site, name: str) -> MachineView:
     """Return one machine as it is now, with its forwards."""
+    # A listing says none of this, and does not pay for it.
+    from vmm.model.last_words import boot_notes
+
     machine = observed(site, site.store.machine(name))
-    return MachineView(machine=machine, forwards=tuple(site.store.forwards(name)))
+    notes = boot_notes(site.files.first_words(name)) if machine.started_at is not None else ()
+    return MachineView(machine=machine, forwards=tuple(site.store.forwards(name)), boot_notes=notes)
 
 
 def view_all(
@@ -90,17 +94,30 @@ def how_it_ended(site: Site, machine: Machine, *, out_of_memory: bool = False) -
     said = last_word(site.files.last_words(machine.name)) if begun else None
     match said and said.ending:
         case Ending.POWERED_OFF:
-            return End(state=MachineState.STOPPED, reason="the guest powered off", kind=EventKind.ENDED)
+            return End(
+                state=MachineState.STOPPED, reason=_left(site, machine, "the guest powered off"), kind=EventKind.ENDED
+            )
         case Ending.HALTED:
-            return End(state=MachineState.STOPPED, reason="the guest halted", kind=EventKind.ENDED)
+            return End(
+                state=MachineState.STOPPED, reason=_left(site, machine, "the guest halted"), kind=EventKind.ENDED
+            )
         case Ending.REBOOTED:
-            return End(state=MachineState.STOPPED, reason="the guest rebooted", kind=EventKind.REBOOTED)
+            return End(
+                state=MachineState.STOPPED, reason=_left(site, machine, "the guest rebooted"), kind=EventKind.REBOOTED
+            )
         case Ending.SILENT:
             reason = f"its guest was reset: {said.line if said else ''}"
             return End(state=MachineState.FAILED, reason=reason, kind=EventKind.RESET)
         case _:
             reason = _why_it_failed(site, machine, said, out_of_memory=out_of_memory)
             return End(state=MachineState.FAILED, reason=reason, kind=EventKind.FAILED)
+
+
+def _left(site: Site, machine: Machine, what: str) -> str:
+    """Return how a guest went down, and that it left its disk mounted where it did."""
+    if site.files.is_unmounted(machine.name):
+        return what
+    return f"{what}, and did not unmount its disk: what it wrote last may be lost"
 
 
 def _why_it_failed(site: Site, machine: Machine, said: LastWord | None, *, out_of_memory: bool) -> str:

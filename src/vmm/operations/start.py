@@ -7,7 +7,7 @@ import time
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
-from vmm.errors import ConflictError, EngineError, NetworkError, StateError, VmmError
+from vmm.errors import ConflictError, EngineError, GuestError, NetworkError, StateError, VmmError
 from vmm.model.clock import now
 from vmm.model.command_line import command_line
 from vmm.model.engine import BootPlan, Disk
@@ -135,7 +135,16 @@ def await_ssh(site: Site, machine: Machine, *, timeout_s: float) -> float:
     def alive() -> bool:
         return machine.process is not None and site.processes.is_alive(machine.process)
 
-    return site.guest.await_ssh(machine, timeout_s=timeout_s, alive=alive)
+    try:
+        return site.guest.await_ssh(machine, timeout_s=timeout_s, alive=alive)
+    except GuestError as error:
+        from vmm.model.last_words import boot_notes
+
+        notes = boot_notes(site.files.first_words(machine.name))
+        if not notes:
+            raise
+        said = f"{error.details} At its boot stage-1 said: {'; '.join(notes)}."
+        raise GuestError(error.brief, details=said, resolution=error.resolution) from error
 
 
 def _adopt(machine: Machine) -> bool:

@@ -31,6 +31,7 @@ class StopMethod(StrEnum):
 
     ALREADY = "already stopped"
     GUEST = "shut down by the guest"
+    UNCLEAN = "shut down by the guest, which did not unmount its disk: what it wrote last may be lost"
     KILLED = "killed"
     GONE = "its engine ended before its guest had shut down"
 
@@ -131,7 +132,7 @@ def _bring_down(site: Site, machine: Machine, deadline: float | None, *, wanted:
             # Someone else killed it meanwhile, such as a supervisor that ends a whole cgroup.
             return StopMethod.GONE
         site.files.grown(machine.name)
-        return StopMethod.GUEST
+        return StopMethod.GUEST if site.files.is_unmounted(machine.name) else StopMethod.UNCLEAN
     _kill(site, process)
     return StopMethod.KILLED
 

@@ -27,6 +27,7 @@ CONSOLE_BYTES = 8 * 1024 * 1024
 LOG_BYTES = 1024 * 1024
 _WORDS_BYTES = 4096
 _LOG_WORDS_BYTES = 2048
+_FIRST_WORDS_BYTES = 16 * 1024
 _BOOT_MARK = "\n=== vmm: {name} boots at {at} ===\n"
 
 
@@ -151,6 +152,23 @@ class MachineDirectories(Value):
         if mark not in words and len(words) < _WORDS_BYTES:
             words = _tail_or_nothing(self.older_console(name), _WORDS_BYTES) + words
         return words.rpartition(mark)[2]
+
+    def first_words(self, name: str) -> str:
+        mark = _BOOT_MARK.partition("{at}")[0].format(name=name).encode()
+        for path in (self.console(name), self.older_console(name)):
+            with contextlib.suppress(OSError):
+                _, found, words = _tail(path, CONSOLE_BYTES).rpartition(mark)
+                if found:
+                    return words[:_FIRST_WORDS_BYTES].decode(errors="replace")
+        return ""
+
+    def is_unmounted(self, name: str) -> bool:
+        try:
+            with self.disk(name).open("rb") as stream:
+                stream.seek(1024)
+                return not _is_in_use(stream.read(1024))
+        except OSError:
+            return True
 
     def engine_words(self, name: str) -> str:
         return _tail_or_nothing(self.log(name), _LOG_WORDS_BYTES)
@@ -312,6 +330,17 @@ def _keep(stream: BinaryIO, older: Path) -> None:
             os.ftruncate(fd, 0)
         finally:
             os.close(fd)
+
+
+def _is_in_use(superblock: bytes) -> bool:
+    """Whether a file system is mounted, or was not unmounted, says its superblock (struct ext4_super_block).
+
+    With a journal (4 of the compatible features at 0x5C) it needs recovery then (4 of the incompatible ones at 0x60);
+    without one the first bit of its state (at 0x3A) is not set.
+    """
+    if superblock[0x38:0x3A] != b"\x53\xef":
+        return False
+    return bool(superblock[0x60] & 4) if superblock[0x5C] & 4 else not superblock[0x3A] & 1
 
 
 def _size(path: Path) -> int:

@@ -467,3 +467,33 @@ def test_ssh_reaches_only_what_runs(site: FakeSite) -> None:
     assert argv[-2:] == ["ls", "-l"]
     with pytest.raises(UsageError):
         ssh_command(site, "m", Session(user="-oProxyCommand=id"))
+
+
+def test_a_guest_that_left_its_disk_mounted_is_told(site: FakeSite) -> None:
+    running(site)
+    site.guest.obeys = True
+    site.files.left_mounted.add("m")
+    stopped = stop(site, "m")
+    assert stopped.method is StopMethod.UNCLEAN
+    assert "may be lost" in site.store.events("m")[-1].detail
+    start(site, "m")
+    end_engine(site, console="reboot: Power down")
+    assert view(site, "m").machine.reason == (
+        "the guest powered off, and did not unmount its disk: what it wrote last may be lost"
+    )
+
+
+def test_what_stage_1_said_is_shown_and_told_when_ssh_does_not_answer(site: FakeSite) -> None:
+    running(site)
+    lines = [
+        "vmm: the image has no sshd\x1b]0;x\x07",
+        "[1.0] other",
+        "vmm: stage-1 FAILED: x",
+        "vmm: the guest reboots",
+    ]
+    site.files.consoles["m"] = "\r\n".join(lines)
+    assert view(site, "m").boot_notes == ("the image has no sshd ]0;x",)
+    site.guest.fails = GuestError("ssh did not answer.", details="No banner came.", resolution="-")
+    with pytest.raises(GuestError, match="ssh did not answer") as caught:
+        start(site, "m", Mode(wait=Wait.SSH))
+    assert caught.value.details == "No banner came. At its boot stage-1 said: the image has no sshd ]0;x."

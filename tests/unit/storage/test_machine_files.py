@@ -250,3 +250,17 @@ def test_removing_is_repeatable(files: MachineDirectories, image: Image) -> None
     files.remove("m")
     files.remove("m")
     assert not files.is_made("m")
+
+
+@pytest.mark.parametrize("options", [(), ("-O", "^has_journal")])
+def test_a_disk_that_was_not_unmounted_says_so_itself(files: MachineDirectories, options: tuple[str, ...]) -> None:
+    disk = files.disk("m")
+    disk.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", *options, str(disk), "16M"], check=True, capture_output=True)
+    assert files.is_unmounted("m")
+    # What the kernel does when it mounts it.
+    word = "feature +needs_recovery" if not options else "ssv state 0"
+    subprocess.run(["debugfs", "-w", "-R", word, str(disk)], check=True, capture_output=True)
+    assert not files.is_unmounted("m")
+    disk.write_bytes(b"no file system")
+    assert files.is_unmounted("m")
