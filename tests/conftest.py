@@ -1,10 +1,14 @@
 """What every test may use lies in tests/support; here, the count of the faults that a run has held.
 
 With VMM_FAULT_ROWS, a file, several runs of pytest count together: each adds what it saw.
+
+What the tests see is not decided by who starts them: a shell's `&` has its program ignore SIGINT, nohup SIGHUP, and every
+program of a test would inherit that, through fork and exec.
 """
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +18,20 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import fault_table
+
+
+def _hear_signals() -> None:
+    """Take back what was ignored or blocked when pytest was started; programs that it runs start with the defaults."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # pytest itself goes on without it, as whoever started it wishes; exec takes a handler back to the default.
+            signal.signal(number, lambda *_: None)
+
+
+_hear_signals()
 
 _outcomes: dict[int, set[str]] = {}
 

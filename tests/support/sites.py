@@ -483,8 +483,8 @@ class FakeUnits:
             raise self.fails
         self.inside(machine, overcommit)
 
-    def stop(self, machine: Machine) -> None:
-        self.log.do(f"unit stop {machine.name}")
+    def stop(self, machine: Machine, *, wait: bool = True) -> None:
+        self.log.do(f"unit stop {machine.name}" + ("" if wait else " without waiting"))
         if self.fails:
             raise self.fails
 

@@ -50,8 +50,9 @@ def state(container: Container, name: str) -> str:
 
 
 def test_installed_for_good(container: Container) -> None:
-    said = container.run(*OFFLINE, str(CHECKOUT / "scripts/install"), "--enable", timeout=300).stdout
+    said = container.run(*OFFLINE, str(CHECKOUT / "scripts/install"), timeout=300).stdout
     assert "is installed" in said
+    # Without having been asked for: else a reboot of the host would bring no machine back.
     assert container.run("vmm", "--version").stdout.startswith("vmm ")
     assert container.run("systemctl", "is-enabled", "vmm").stdout.strip() == "enabled"
     assert container.run("systemctl", "is-active", "vmm").stdout.strip() == "active"
@@ -60,10 +61,44 @@ def test_installed_for_good(container: Container) -> None:
         assert "_VMM_COMPLETE" in (container.root / path).read_text()
     # Compiled at installation: root installed it, and any user runs it.
     assert list((container.root / "usr/local/lib/vmm").rglob("vmm/cli/__pycache__/main.*.pyc"))
-    # Again, over itself.
-    container.run(*OFFLINE, str(CHECKOUT / "scripts/install"), timeout=300)
-    checks = container.run("vmm", "doctor", check=False).stdout
-    assert "vmm.service" in checks
+    # Again, over itself; what its administrator has disabled is not enabled behind their back.
+    container.run("systemctl", "disable", "vmm")
+    said = container.run(*OFFLINE, str(CHECKOUT / "scripts/install"), "--no-enable", timeout=300).stdout
+    assert "sudo systemctl enable --now vmm" in said
+    assert container.run("systemctl", "is-enabled", "vmm", check=False).stdout.strip() == "disabled"
+
+
+def test_doctor_tells_whether_machines_come_back(container: Container) -> None:
+    """By what systemd will do, not by a file that is there."""
+
+    def systemd_check() -> tuple[str, str, str]:
+        import json
+
+        checks = json.loads(container.run("vmm", "doctor", "--output", "json", check=False).stdout)
+        found = next(check for check in checks if check["name"] == "systemd")
+        return found["status"], found["detail"], found["fix"] or ""
+
+    status, detail, fix = systemd_check()
+    assert (status, fix) == ("warning", "sudo systemctl enable --now vmm")
+    assert "vmm.service is disabled: machines do not come back" in detail
+    # What it says mends it.
+    container.run("sh", "-c", fix.replace("sudo ", ""))
+    assert systemd_check()[:2][0] == "ok"
+    unit = container.root / "etc/systemd/system/vmm.service"
+    text = unit.read_text()
+    unit.unlink()
+    container.run("ln", "-s", "/dev/null", "/etc/systemd/system/vmm.service")
+    container.run("systemctl", "daemon-reload")
+    assert "masked" in systemd_check()[1]
+    assert "unmask" in systemd_check()[2]
+    unit.unlink()
+    container.run("systemctl", "daemon-reload")
+    assert systemd_check()[0] == "warning"
+    assert systemd_check()[2] == "sudo scripts/install"
+    unit.write_text(text)
+    container.run("systemctl", "daemon-reload")
+    container.run("systemctl", "enable", "--now", "vmm")
+    assert systemd_check()[0] == "ok"
 
 
 SMALL = ("--kernel", "tiny", "--image", "tiny", "--disk", "256", "--memory", "128", "--engine", "firecracker")

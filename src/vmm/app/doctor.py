@@ -243,12 +243,15 @@ def _clock() -> Check:
 def _systemd() -> Check:
     if not systemd.is_running():
         return _warn("systemd", "not this host's init: machines do not come back by themselves", "call: vmm autostart")
-    unit = systemd.UNIT_DIRECTORY / systemd.UNIT
-    if not unit.exists():
-        return _warn(
-            "systemd", f"{unit} is not there: machines do not come back after a reboot", "sudo scripts/install"
-        )
-    return _ok("systemd", f"{unit} (python {sys.version_info.major}.{sys.version_info.minor})")
+    state = systemd.unit_state()
+    if not state:
+        detail = f"{systemd.UNIT} is not there: machines do not come back after a reboot of the host"
+        return _warn("systemd", detail, "sudo scripts/install")
+    if not state.startswith("enabled"):
+        detail = f"{systemd.UNIT} is {state}: machines do not come back after a reboot of the host"
+        unmask = "sudo systemctl unmask vmm; " if state.startswith("masked") else ""
+        return _warn("systemd", detail, f"{unmask}sudo systemctl enable --now vmm")
+    return _ok("systemd", f"{systemd.UNIT} is {state} (python {sys.version_info.major}.{sys.version_info.minor})")
 
 
 def _ok(name: str, detail: str) -> Check:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 
 from vmm import TYPE_CHECKING
-from vmm.errors import NotFoundError, VmmError
+from vmm.errors import ConflictError, NotFoundError, VmmError
 from vmm.host import own_group, systemd
 from vmm.model.event import EventKind
 from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import MachineState, Owner
+from vmm.operations.observe import observed
 from vmm.operations.settle import restart_waiting, settle
 from vmm.operations.start import Mode, start
+from vmm.operations.stop import stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 # What tells systemd that a unit has failed; its SuccessExitStatus takes in all that an engine may end with.
 RESTART = 75
+_LOOK_S = 0.2
 
 
 def start_in_unit(site: HostSite, name: str, *, error_file: Path, overcommit: bool) -> int:
@@ -45,6 +49,30 @@ def start_in_unit(site: HostSite, name: str, *, error_file: Path, overcommit: bo
     if machine.process is not None:
         units.write_pid(name, machine.process.pid)
     return 0
+
+
+def stop_in_unit(site: HostSite, name: str) -> int:
+    """Shut a machine down because systemd stops its unit: `systemctl stop`, or a host that goes down.
+
+    Nothing waits here for the machine's lock: the command that holds it may be about to wait for this unit to end.
+    """
+    own_group.leave()
+    goes_down = systemd.host_goes_down()
+    while True:
+        try:
+            machine = observed(site, site.store.machine(name))
+        except NotFoundError:
+            return 0
+        if machine.process is None or not machine.process.marker or machine.state not in LIVE:
+            return 0
+        try:
+            stopped = stop(site, name, timeout_s=systemd.UNIT_STOP_S, keep_wanted=goes_down, in_unit=True)
+        except ConflictError:
+            # Another command is at work on it, such as a `vmm stop`: then its engine is gone in a moment.
+            time.sleep(_LOOK_S)
+            continue
+        site.machine_units().ask_again(stopped.machine)
+        return 0
 
 
 def ended_in_unit(site: HostSite, name: str) -> int:

@@ -20,9 +20,13 @@ class Ended(KeyboardInterrupt):
 
 
 def end_in_good_order() -> None:
-    """From now on SIGTERM and SIGHUP raise `Ended`."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    """From now on SIGTERM and SIGHUP raise `Ended`; a SIGHUP that nohup has us ignore stays ignored.
+
+    So does SIGINT in what a shell starts with `&`: Python leaves it so. SIGTERM ends vmm whatever was inherited.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  # a signal handler's own shape

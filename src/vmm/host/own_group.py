@@ -1,7 +1,8 @@
-"""What the cgroup that this process is in allows: whether what systemd was asked for is so."""
+"""The cgroup that this process is in: whether what systemd was asked for is so, and the way out of it."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
@@ -47,6 +48,20 @@ def require(limits: Limits, *, mounts: Path = Path("/proc/self/mounts"), own: Pa
             details=f"Not in force on its unit: {', '.join(missing)}. A container's controllers are often read-only.",
             resolution="Take them off (vmm set NAME --cpu-limit none ...), or run it where cgroups can be set.",
         )
+
+
+def leave(*, mounts: Path = Path("/proc/self/mounts")) -> None:
+    """Move this process to the top of every hierarchy that counts, out of reach of the limits on its cgroup.
+
+    For what works beside an engine in its cgroup: its memory and its processes must not be what ends the engine. Where
+    that cannot be done (a container) it stays.
+    """
+    counting = {controller for controller, _, _ in _FILES.values()}
+    for line in ceilings.table_lines(mounts):
+        _, point, kind, options, *_ = line.split(" ")
+        if kind == "cgroup2" or (kind == "cgroup" and counting & set(options.split(","))):
+            with contextlib.suppress(OSError):
+                (Path(ceilings.unescaped(point)) / "cgroup.procs").write_text("0", encoding="ascii")
 
 
 def _places(mounts: Path, own: Path) -> Iterator[tuple[str, Path]]:

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from vmm.model.machine import Limits, Machine
 
 UNIT = "vmm.service"
-UNIT_DIRECTORY = Path("/etc/systemd/system")
 _SLICE = "vmm.slice"
 # Longer than any start takes; what hangs is ended by the start's own bounds.
 _START_S = 180.0
+# What a guest has to shut down when systemd stops its machine, and what systemd waits for that.
+UNIT_STOP_S = 60.0
+_STOP_S = 90
+# Before a machine's way out is taken down, its guest has been asked.
+_NETWORK = "network.target nftables.service docker.service firewalld.service ufw.service"
 
 # KillMode=process: stopping or restarting the unit ends no machine; the machines run in units of their own. Only when
 # the host goes down does `vmm autostop` ask each guest to shut down.
@@ -70,6 +74,12 @@ def host_goes_down() -> bool:
     return process.run(["systemctl", "is-system-running"], check=False).stdout.strip() == "stopping"
 
 
+def unit_state() -> str:
+    """Return what systemd says of vmm's unit at a boot: "enabled", "disabled", "masked"; "" where there is none."""
+    said = process.run(["systemctl", "is-enabled", UNIT], check=False).stdout.strip()
+    return "" if said == "not-found" else said
+
+
 def run_supervisor(command: Sequence[str], *, name: str) -> None:
     """Run vmm's supervisor as a unit of its own, which comes back when it is killed."""
     argv = ["systemd-run", "-q", "--collect", f"--unit={name}", f"--slice={_SLICE}"]
@@ -104,9 +114,15 @@ class MachineUnits(Value):
             self.stop(machine)
             raise _told(note, machine.name, done.words)
 
-    def stop(self, machine: Machine) -> None:
-        """End the machine's unit; none is no error."""
-        process.run(["systemctl", "stop", unit_of(machine)], check=False)
+    def stop(self, machine: Machine, *, wait: bool = True) -> None:
+        """End the machine's unit; none is no error. Without `wait` systemd is told and not waited for."""
+        process.run(["systemctl", *([] if wait else ["--no-block"]), "stop", unit_of(machine)], check=False)
+
+    def ask_again(self, machine: Machine) -> None:
+        """Ask for the unit's next start where `systemctl restart` is what stops it. For the unit's own ExecStop."""
+        jobs = process.run(["systemctl", "list-jobs", "--plain", "--no-legend"], check=False).stdout
+        if any(line.split()[1:3] == [unit_of(machine), "restart"] for line in jobs.splitlines()):
+            self._note(machine.name, "wish").touch(mode=0o600)
 
     def again(self, machine: Machine) -> None:
         """Let systemd start the machine's unit once more: its guest has rebooted. For the unit's own ExecStopPost."""
@@ -133,20 +149,25 @@ class MachineUnits(Value):
         return files.confined(self.notes, f"{name}.{kind}")
 
     def _properties(self, machine: Machine) -> list[str]:
-        settle = " ".join(_word(word) for word in (*self.command, "settle", "--owner", "unit", machine.name))
+        inside = {
+            verb: " ".join(_word(word) for word in (*self.command, verb, "--owner", "unit", machine.name))
+            for verb in ("stop", "settle")
+        }
         return [
             f"Description=vmm: the machine {machine.name}",
             # The reverse order holds when the host goes down: guests are asked (vmm.service) before this is killed.
             f"Before={UNIT}",
+            f"After={_NETWORK}",
             "Type=forking",
             f"PIDFile={self._note(machine.name, 'pid')}",
-            f"ExecStopPost={settle}",
+            f"ExecStop={inside['stop']}",
+            f"ExecStopPost={inside['settle']}",
             f"Restart={machine.spec.restart.value}",
             "RestartSec=1",
             f"SuccessExitStatus={_ENDS}",
             "StartLimitIntervalSec=0",
             "TimeoutStartSec=infinity",
-            "TimeoutStopSec=60",
+            f"TimeoutStopSec={_STOP_S}",
             "KillSignal=SIGKILL",
             "LimitCORE=0",
             *limits_as_properties(machine.spec.limits, machine.spec.memory_mib, self.data_dir),

@@ -304,8 +304,8 @@ class Units(Protocol):
         """Start the machine in a unit of its own, and return when it runs; raise what kept it from it."""
         ...
 
-    def stop(self, machine: Machine) -> None:
-        """End the machine's unit; none is no error."""
+    def stop(self, machine: Machine, *, wait: bool = True) -> None:
+        """End the machine's unit; none is no error. Without `wait` systemd is told and not waited for."""
         ...
 
 

@@ -24,6 +24,8 @@ STOP_TIMEOUT_S = 30.0
 _BUTTON_S = 0.3
 _POLL_S = 0.1
 _ASK_AGAIN_S = 1.0
+# How long it waits for a command that is at work on the machine; one from within the machine's unit does not.
+_LOCK_S = 60.0
 
 
 class StopMethod(StrEnum):
@@ -47,14 +49,24 @@ class Deleted(Value):
 
 
 def stop(
-    site: Site, name: str, *, timeout_s: float = STOP_TIMEOUT_S, force: bool = False, keep_wanted: bool = False
+    site: Site,
+    name: str,
+    *,
+    timeout_s: float = STOP_TIMEOUT_S,
+    force: bool = False,
+    keep_wanted: bool = False,
+    in_unit: bool = False,
 ) -> Stopped:
     """Stop a machine: ask the guest, wait `timeout_s` at most, then kill; `force` kills at once.
 
     `keep_wanted` (a host going down) leaves the wish that the machine runs, so that the next boot brings it back.
+    `in_unit`: it is the machine's own unit that ends, and waits for this.
+
+    Raises:
+        ConflictError: another command is at work on the machine, and goes on.
     """
     began = time.monotonic()
-    with site.store.lock(name):
+    with site.store.lock(name, timeout_s=0.0 if in_unit else _LOCK_S):
         # Counted from here, and not from when the guest was asked: of fifty that are stopped at once, the last is told
         # a quarter of a second later, and all are to stand at the same time.
         deadline = time.monotonic() + timeout_s if timeout_s > 0 and not force else None
@@ -69,7 +81,9 @@ def stop(
             # Whatever is left of its network, it stands: the next start, delete or reconcile takes the rest.
             clear_away(site, machine)
             _record_stopped(site, machine, method, wanted=wanted)
-            _end_unit(site, machine)
+            if not in_unit:
+                # A host that goes down ends it itself, and may be waiting for this command before it does.
+                _end_unit(site, machine, wait=not keep_wanted)
         stopped = site.store.machine(name)
         site.files.describe(stopped, site.store.forwards(name))
         return Stopped(machine=stopped, method=method, seconds=time.monotonic() - began)
@@ -97,7 +111,7 @@ def delete(site: Site, name: str, *, force: bool = False) -> Deleted:
         # Files first: that frees the room which removing the row may need; a row without files is deleted next time.
         site.files.remove(name)
         site.store.remove(name, event=Happening(kind=EventKind.DELETED))
-        _end_unit(site, machine)
+        _end_unit(site, machine, wait=True)
     return Deleted(name=name)
 
 
@@ -112,11 +126,11 @@ def _record_stopped(site: Site, machine: Machine, method: StopMethod, *, wanted:
     )
 
 
-def _end_unit(site: Site, machine: Machine) -> None:
+def _end_unit(site: Site, machine: Machine, *, wait: bool) -> None:
     """Let systemd forget a machine's unit; that it does not must not keep a machine from being stopped."""
     if machine.supervision.owner is Owner.UNIT and site.units is not None:
         with contextlib.suppress(VmmError):
-            site.units.stop(machine)
+            site.units.stop(machine, wait=wait)
 
 
 def _bring_down(site: Site, machine: Machine, deadline: float | None, *, wanted: bool) -> StopMethod:

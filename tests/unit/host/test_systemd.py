@@ -61,6 +61,10 @@ def test_a_machine_is_a_unit_with_its_policy(tmp_path: Path, said: list[list[str
         assert has["PIDFile"] == str(tmp_path / "units" / "m.pid")
         # Guests are asked before their engines are killed, when the host goes down.
         assert has["Before"] == "vmm.service"
+        assert "network.target" in has["After"].split()
+        # Stopped by systemd, its guest is asked and has its time; systemd waits for longer than that.
+        assert has["ExecStop"].split()[-4:] == ['"stop"', '"--owner"', '"unit"', '"m"']
+        assert int(has["TimeoutStopSec"]) > systemd.UNIT_STOP_S
         # How a machine ended is told by its own settling, not by the engine's exit code.
         assert {"SIGKILL", "SIGSEGV", "1", "148"} <= set(has["SuccessExitStatus"].split())
         assert argv[argv.index("--") + 1 :] == [
@@ -87,14 +91,15 @@ def test_a_unit_is_of_one_machine_of_one_data_directory() -> None:
 def test_words_of_a_command_come_through_systemds_own_parser(
     tmp_path: Path, said: list[list[str]], awkward: str
 ) -> None:
-    """In ExecStopPost: systemd takes off the quotes, and makes one of each doubled percent sign and dollar."""
+    """In ExecStop and ExecStopPost: systemd takes off the quotes, and makes one of each doubled percent sign and dollar."""
     units(tmp_path, "/opt/vmm", "--data-dir", f"/data/{awkward}").start(a_machine("m"), overcommit=False)
-    line = properties(said[-1])["ExecStopPost"]
-    assert "%n" not in line.replace("%%", "")
-    assert "$HOME" not in line.replace("$$", "")
-    # A shell reads quotes and backslashes within double quotes as systemd does.
-    words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line)]
-    assert words == ["/opt/vmm", "--data-dir", f"/data/{awkward}", "settle", "--owner", "unit", "m"]
+    for name, verb in (("ExecStop", "stop"), ("ExecStopPost", "settle")):
+        line = properties(said[-1])[name]
+        assert "%n" not in line.replace("%%", "")
+        assert "$HOME" not in line.replace("$$", "")
+        # A shell reads quotes and backslashes within double quotes as systemd does.
+        words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line)]
+        assert words == ["/opt/vmm", "--data-dir", f"/data/{awkward}", verb, "--owner", "unit", "m"]
 
 
 LIMITS = [
@@ -199,6 +204,34 @@ def test_a_reboot_of_the_guest_restarts_the_unit_without_waiting_for_itself(
         ["--no-block", "restart", "vmm-m-m0000000.service"],
         ["--no-block", "stop", "vmm-m-m0000000.service"],
     ]
+
+
+def test_a_host_that_goes_down_is_not_waited_for(tmp_path: Path, said: list[list[str]]) -> None:
+    """It stops the unit itself, maybe only when the command that asks for it has ended."""
+    units(tmp_path).stop(a_machine("m"), wait=False)
+    assert said == [["systemctl", "--no-block", "stop", "vmm-m-m0000000.service"]]
+
+
+@pytest.mark.parametrize(("job", "again"), [("restart", True), ("stop", False), ("start", False)])
+def test_a_stop_that_is_half_of_a_restart_asks_for_the_other_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, again: bool
+) -> None:
+    machine, of = a_machine("m"), units(tmp_path)
+    of.notes.mkdir()
+    jobs = f"7 other.service restart waiting\n12 {unit_of(machine)} {job} running\n\n"
+    answer = process.Completed(argv=(), code=0, stdout=jobs, stderr="")
+    monkeypatch.setattr(systemd.process, "run", lambda argv, **how: answer)
+    of.ask_again(machine)
+    assert of.is_asked_for("m") is again
+
+
+@pytest.mark.parametrize(
+    ("said", "state"), [("enabled", "enabled"), ("disabled", "disabled"), ("not-found", ""), ("", "")]
+)
+def test_what_becomes_of_vmms_unit_at_a_boot(monkeypatch: pytest.MonkeyPatch, said: str, state: str) -> None:
+    answer = process.Completed(argv=(), code=0, stdout=f"{said}\n", stderr="")
+    monkeypatch.setattr(systemd.process, "run", lambda argv, **how: answer)
+    assert systemd.unit_state() == state
 
 
 @pytest.mark.fault(38)

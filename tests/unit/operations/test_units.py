@@ -96,6 +96,25 @@ def test_a_machines_unit_ends_with_it(site: FakeSite, how: str) -> None:
     assert site.log[-1] == "unit stop m"
 
 
+def test_a_host_that_goes_down_is_told_of_the_unit_and_not_waited_for(site: FakeSite) -> None:
+    site.with_units()
+    running(site)
+    autostop(site)
+    assert site.log[-1] == "unit stop m without waiting"
+
+
+def test_a_stop_from_within_the_unit_does_not_wait_for_the_unit_that_waits_for_it(site: FakeSite) -> None:
+    site.with_units()
+    running(site)
+    assert stop(site, "m", in_unit=True).machine.state is MachineState.STOPPED
+    assert not [entry for entry in site.log if entry.startswith("unit stop")]
+    # Nor for a command that is at work on the machine, and may be waiting for the unit.
+    running(site, "n")
+    with site.store.lock("n"), pytest.raises(ConflictError):
+        stop(site, "n", in_unit=True)
+    assert state(site, "n") is MachineState.RUNNING
+
+
 def test_a_unit_that_cannot_be_ended_keeps_nobody_from_anything(site: FakeSite) -> None:
     units = site.with_units()
     running(site)
