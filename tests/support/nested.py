@@ -22,7 +22,7 @@ from nested_image import CHECKOUT, HOME, Recipe
 
 TOP = Path(__file__).parents[2]
 NAME = "nested"
-_BOOT_S = 180.0
+_BOOT_S = 300.0
 # The packages that scripts/install needs lie in the image.
 OFFLINE = ("env", "PIP_NO_INDEX=1", f"PIP_FIND_LINKS={nested_image.PACKAGES}")
 
@@ -91,7 +91,7 @@ class Nested:
     # What is done in it.
 
     def run(
-        self, *argv: str, check: bool = True, timeout: float = 180, stdin: str = ""
+        self, *argv: str, check: bool = True, timeout: float = 400, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run a program in it as root, its words as they are given."""
         return sh(*self._ssh(), NAME, shlex.join(argv), check=check, timeout=timeout, input=stdin)
@@ -112,11 +112,11 @@ class Nested:
     def state(self, name: str) -> str:
         return self.machine(name)["state"]
 
-    def start(self, *names: str, timeout: float = 240) -> None:
+    def start(self, *names: str, timeout: float = 400) -> None:
         """Start machines and wait for the ssh of each."""
         self.vmm("start", *names, "--wait", "ssh", "--timeout", f"{timeout:.0f}", timeout=timeout + 60)
 
-    def guest(self, name: str, command: str, *, check: bool = True, timeout: float = 90) -> str:
+    def guest(self, name: str, command: str, *, check: bool = True, timeout: float = 300) -> str:
         """Run a line of shell in a machine of this host's."""
         return self.vmm("exec", name, "--", "sh", "-c", command, check=check, timeout=timeout).stdout.strip()
 
@@ -134,13 +134,13 @@ class Nested:
         script = f'u=$(systemctl list-units --all --plain --no-legend "vmm-{name}-*" | cut -d" " -f1); [ -z "$u" ] || systemctl show "$u"'
         return dict(line.split("=", 1) for line in self.shell(script).splitlines() if "=" in line)
 
-    def wait(self, condition: str, *, timeout: float = 120) -> None:
+    def wait(self, condition: str, *, timeout: float = 300) -> None:
         """Wait, in it, until a line of shell succeeds: polling from outside would cost it more than what it does."""
         script = f"end=$(($(date +%s) + {timeout:.0f})); until {condition}; do [ $(date +%s) -lt $end ] || exit 1; sleep 0.5; done"
         done = self.run("sh", "-c", script, check=False, timeout=timeout + 60)
         assert done.returncode == 0, f"within {timeout:.0f} s it did not come true: {condition}\n{done.stderr}"
 
-    def wait_state(self, name: str, state: str, *, timeout: float = 120) -> None:
+    def wait_state(self, name: str, state: str, *, timeout: float = 300) -> None:
         self.wait(f"""vmm show {name} --output json | grep -q '"state": "{state}"'""", timeout=timeout)
 
     def push(self, files: dict[str, Path | bytes]) -> None:

@@ -33,7 +33,7 @@ def unit_name(nested: Nested) -> str:
 def came_back(nested: Nested, before: int) -> None:
     """Wait until the machine has another engine, and its guest is up."""
     wait = f'vmm show fc --output json | grep -q \'"state": "running"\' && ! vmm show fc --output json | grep -q \'"pid": {before},\''
-    nested.wait(wait, timeout=180)
+    nested.wait(wait, timeout=400)
     nested.start("fc")
 
 
