@@ -76,7 +76,12 @@ def test_every_option_is_explained() -> None:
                 hidden.append((path, str(parameter.name)))
             elif isinstance(parameter, click.Option):
                 assert parameter.help or parameter.name == "protocol", (path, parameter.name)
-    assert hidden == [("vmm start", "owner"), ("vmm start", "error_file"), ("vmm settle", "owner")]
+    assert hidden == [
+        ("vmm start", "owner"),
+        ("vmm start", "error_file"),
+        ("vmm stop", "owner"),
+        ("vmm settle", "owner"),
+    ]
     assert "--owner" not in reference().split("## Host")[0]
 
 
