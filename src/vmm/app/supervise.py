@@ -7,6 +7,7 @@ they are, and the next command brings it back. Where systemd looks after machine
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -15,6 +16,7 @@ from zlib import crc32
 
 from vmm import TYPE_CHECKING
 from vmm.app.host_watch import HostWatch
+from vmm.app.network_watch import NetworkWatch
 from vmm.errors import VmmError
 from vmm.host import files, identity, process, systemd
 from vmm.model.last_words import is_off
@@ -66,7 +68,8 @@ def supervise(site: HostSite) -> None:
     path = site.config.paths.supervisor
     while (lock := files.try_lock(path)) is not None:
         try:
-            _Watch(site).until_idle()
+            with contextlib.closing(_Watch(site)) as watch:
+                watch.until_idle()
         finally:
             os.close(lock)
         # A machine may have been started after the last look, by a command that still found us here.
@@ -91,6 +94,7 @@ class _Watch:
         self._vain: dict[str, tuple[Machine, float]] = {}  # name -> what could not be settled, and since when
         self._consoles: dict[str, tuple[int, bool]] = {}  # name -> size, whether its end was looked at
         self._host = HostWatch(site)
+        self._network = NetworkWatch(site, own_command(site.config))
 
     def until_idle(self) -> None:
         poller = select.poll()
@@ -107,6 +111,10 @@ class _Watch:
                 self._looked = -_LOOK_AGAIN_S
             self._reap()
             self._host.look()
+            self._network.look(self._machines)
+
+    def close(self) -> None:
+        self._network.close()
 
     def _look(self, poller: select.poll) -> None:
         try:

@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "version": ("shell", "Print the version.", "Host"),
     "settle": ("supervise", "Record how a machine ended, and start it again where it is to be.", ""),
     "supervise": ("supervise", "Watch the machines that run, until none does.", ""),
+    "mend-network": ("supervise", "Put the running machines' network back as it was made.", ""),
     "teardown": ("host", "Take bridge, taps and firewall tables off this host.", ""),
 }
 ALIASES = {"ls": "list", "rm": "delete"}

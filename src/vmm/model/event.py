@@ -6,6 +6,9 @@ from enum import StrEnum
 
 from vmm.model.value import Value
 
+# Stands where a machine's name would, for what happened to the host that they share; no machine can have it.
+THE_HOST = "-"
+
 
 class EventKind(StrEnum):
     CREATED = "created"

@@ -183,7 +183,7 @@ def dump(
                 connection.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
         connection.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 1, 0) + body)
         while True:
-            for found, content in _messages(connection.recv(1 << 18)):
+            for found, content in messages(connection.recv(1 << 18)):
                 if found == _DONE:
                     return
                 if found == _ERROR:
@@ -211,7 +211,8 @@ def _connection(protocol: int) -> socket.socket:
     return connection
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give (type, body) of each message in what was received."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, _, _, _ = _HEADER.unpack_from(data, offset)

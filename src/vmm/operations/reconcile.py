@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from vmm import TYPE_CHECKING
-from vmm.errors import ConflictError, NotFoundError, VmmError
+from vmm.errors import ConflictError, NotFoundError, StateError, VmmError
 from vmm.model.event import EventKind, Happening
 from vmm.model.facts import Moment, Standing
 from vmm.model.lifecycle import LIVE, is_waiting
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from vmm.model.machine import ProcessIdentity
     from vmm.model.network import PortForward
     from vmm.model.site import Site, Traces
+
+
+_MOST_TOLD = 4
 
 
 class Repair(Value):
@@ -51,7 +56,7 @@ def reconcile(site: Site) -> tuple[Repair, ...]:
         if not site.files.is_described(machine.name) and site.files.is_made(machine.name):
             # One of a vmm that wrote none, or whose disk was full: what can be made again is no repair.
             site.files.describe(machine, site.store.forwards(machine.name))
-    repairs += _mend_network(site)
+    repairs += mend_network(site)
     repairs += _mend_host(site)
     repairs += _sweep(site)
     if any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine)):
@@ -162,14 +167,23 @@ def _look_at_disk_in_use(site: Site, machine: Machine) -> list[Repair]:
     return [Repair(subject=machine.name, what=what, done=False)]
 
 
-def _mend_network(site: Site) -> list[Repair]:
+def mend_network(site: Site) -> list[Repair]:
+    """Make bridge, firewall and taps what the running machines need; what was mended is remembered as one event."""
     found = _network_differences(site)
     if not found:
         return []
     site.network.restore()
     # A tap that is gone is lost to the engine that had it open: only the machine's own restart brings another.
     stays = set(_network_differences(site))
-    return [Repair(subject="network", what=what, done=what not in stays) for what in found]
+    repairs = [Repair(subject="network", what=what, done=what not in stays) for what in found]
+    mended = [repair.what for repair in repairs if repair.done]
+    if mended:
+        detail = f"network: {'; '.join(mended[:_MOST_TOLD])}"
+        more = len(mended) - _MOST_TOLD
+        event = Happening(kind=EventKind.REPAIRED, detail=detail + (f"; and {more} more" if more > 0 else ""))
+        with contextlib.suppress(StateError):
+            site.store.happened(event)
+    return repairs
 
 
 def _mend_host(site: Site) -> list[Repair]:

@@ -174,6 +174,13 @@ class SqliteStore(Value):
             _remember(connection, name, event)
         _removed.add(name)
 
+    def happened(self, event: Happening) -> None:
+        """Remember what happened to this host, and to no single machine."""
+        from vmm.model.event import THE_HOST
+
+        with self._writing() as connection:
+            _remember(connection, THE_HOST, event)
+
     def events(self, machine: str | None = None, *, after: int = 0, most: int = 1000) -> Sequence[Event]:
         """Return the newest `most` events after the one with the id `after`, the oldest first."""
         from vmm.storage import events

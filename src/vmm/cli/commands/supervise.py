@@ -1,4 +1,4 @@
-"""`vmm settle` and `vmm supervise`: what vmm and systemd call, and no person needs to."""
+"""`vmm settle`, `vmm supervise` and `vmm mend-network`: what vmm and systemd call, and no person needs to."""
 
 import click
 
@@ -44,3 +44,13 @@ def supervise_command() -> None:
 
     require_root("supervise")
     supervise(settings().site())
+
+
+@click.command("mend-network", cls=Command)
+def mend_network_command() -> None:
+    """Put the running machines' network back as it was made."""
+    from vmm.app import require_root
+    from vmm.operations.reconcile import mend_network
+
+    require_root("mend-network")
+    mend_network(settings().site())
