@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
 from vmm import TYPE_CHECKING
+from vmm.errors import VmmError
+from vmm.model.event import EventKind, Happening
 from vmm.model.facts import Moment, Standing
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ _EVERY_S = 5.0
 
 
 class HostWatch:
-    """Says each change once, into the supervisor's log."""
+    """Says each change once, into the supervisor's log; what it mended is an event as well."""
 
     def __init__(self, site: HostSite) -> None:
         self._site = site
@@ -31,6 +34,11 @@ class HostWatch:
                 self._told.pop(answer.name, None)
                 continue
             said = f"{answer.name}: {answer.proof}" + ("; mended" if answer.mended else f"; {answer.fix}")
+            if answer.mended:
+                with contextlib.suppress(VmmError):
+                    self._site.store.happened(
+                        Happening(kind=EventKind.REPAIRED, detail=f"{answer.name}: {answer.proof}")
+                    )
             if answer.mended or self._told.get(answer.name) != said:
                 print(said, file=sys.stderr, flush=True)  # noqa: T201  # its own log
             self._told[answer.name] = said
