@@ -101,5 +101,5 @@ def a_root(directory: Path) -> Root:
     root.path.chmod(0o755)
     (root.path / "root").chmod(0o700)
     root.write("usr/sbin/sshd", "#!/bin/sh\n", 0o755)
-    root.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
+    root.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n").write("bin/sh", "", 0o755)
     return root

@@ -104,8 +104,10 @@ def test_a_link_where_a_fact_belongs(root: Root, name: str, target: str) -> None
 
 
 def _is_there_or_said(root: Root, name: str) -> None:
-    """A file of our own in its place, or a word about it; and the way in is there either way."""
+    """A file of our own in its place, or mounted over it with a word; and the way in is there either way."""
     path = root / name
+    if name in ("etc/hosts", "root/.ssh/authorized_keys"):
+        assert any(f"/{name} is no plain file: what it should say is mounted" in line for line in root.said), root.said
     mended = path.is_file() and path.stat().st_size < 4096
     assert mended or any(f"/{name} " in line for line in root.said), root.said
     if not mended and "authorized_keys" in name:
@@ -189,10 +191,32 @@ def test_a_root_without_sshd_says_so(root: Root) -> None:
     assert any("no sshd" in line for line in root.said)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("etc/passwd", "root:x:0:0:root:/root:/usr/sbin/nologin\n", "root's shell is /usr/sbin/nologin"),
+        ("etc/passwd", "root:x:0:0:root:/root:/bin/zsh\n", "root's shell /bin/zsh (/etc/passwd) is not there"),
+        ("etc/shadow", "daemon:*:0:::::\nroot:*:0:0:99999:7:::\n", "root's password has expired"),
+    ],
+)
+def test_an_account_that_lets_nobody_in_is_told(root: Root, file: str, text: str, words: str) -> None:
+    root.write(file, text).boot()
+    assert any(words in line for line in root.said), root.said
+
+
 def test_a_closed_root_is_opened(root: Root) -> None:
     root.path.chmod(0o700)
     root.boot()
     assert root.path.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("name", ["etc/hosts", "etc/fstab", "root/.ssh/authorized_keys"])
+def test_what_would_hang_its_readers_is_covered(root: Root, name: str) -> None:
+    (root / "root/.ssh").mkdir()
+    os.mkfifo(root / name)
+    root.boot(f"$b cat /{name}", timeout=20)
+    words = {"etc/hosts": "127.0.1.1 dev", "etc/fstab": "/dev/vda / auto", "root/.ssh/authorized_keys": KEY}
+    assert words[name] in root.found
 
 
 # What sshd itself makes of a configuration that would keep vmm out.

@@ -88,6 +88,7 @@ def run_files(facts: Facts) -> dict[str, str]:
         "systemd/network/!vmm.link": [*match, *link],
         "NetworkManager/system-connections/vmm.nmconnection": connection,
         "network/ifstate": ["eth0=eth0"],
+        "network/ifstate.eth0": ["eth0"],
         "ifstate": ["eth0=eth0 1"],
         **{f"systemd/system/{unit}.service.d/vmm.conf": skipped for unit in _SKIPPED_UNITS},
     }

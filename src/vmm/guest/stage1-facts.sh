@@ -33,12 +33,21 @@ $1 "} size=${size%%"
 # Whether a place is taken by what is not to be read.
 odd() { [ -e "$1" ] && ! plain "$1"; }
 
-# Mount a fact over a file that cannot be written.
+# Mount a fact over a file that cannot be written, or that is no plain file: it is never opened.
 over() {
-	[ -f "$2" ] || [ -L "$2" ] || : >"$2"
-	[ -f "$2" ] && $b mount -o bind "$1" "$2" && return
+	[ -e "$2" ] || [ -L "$2" ] || : >"$2"
+	[ ! -d "$2" ] && $b mount -o bind "$1" "$2" && return
 	say "$2 was not written"
 	return 1
+}
+
+# cover FACT FILE: what stands there would hang whoever reads it.
+cover() {
+	if [ -L "$2" ] || [ -d "$2" ]; then
+		say "$2 is no plain file and was left as it is"
+		return 1
+	fi
+	over "$1" "$2" && say "$2 is no plain file: what it should say is mounted over it"
 }
 
 # put FACT FILE MODE: a file of its own at a place of the root; a link that stood there is replaced, never followed.
@@ -95,7 +104,9 @@ name_host() {
 add_to_hosts() {
 	read -r hostname <$v/hostname
 	if [ -L /etc/hosts ] || odd /etc/hosts; then
-		say "/etc/hosts is no plain file and was left as it is"
+		printf '%s\n' "127.0.0.1 localhost" "127.0.1.1 $hostname" >$v/hosts
+		$b chmod 644 $v/hosts
+		cover $v/hosts /etc/hosts
 		return
 	fi
 	if [ -s /etc/hosts ]; then
@@ -142,7 +153,7 @@ add_keys() {
 	if [ ! -d "$home/.ssh" ]; then
 		say "$home/.ssh leads elsewhere; the keys were not added to it"
 	elif odd "$keys" || { [ -L "$keys" ] && [ ! -e "$keys" ]; }; then
-		say "$keys is no plain file; the keys were not added to it"
+		cover $v/authorized_keys "$keys"
 	else
 		if [ -e "$keys" ]; then $b cp "$keys" $v/keys; else : >$v/keys; fi
 		end_line $v/keys
@@ -181,6 +192,18 @@ find_sshd() {
 	for sshd in /usr/sbin/sshd /usr/bin/sshd /sbin/sshd /usr/local/sbin/sshd; do [ -x $sshd ] && return; done
 	say "the image has no sshd: vmm ssh, exec and a clean stop will not work"
 	return 1
+}
+
+# What lets nobody in by key, whatever keys there are. sshd(8), pam_unix(8).
+look_at_root() {
+	shell=$(of_root 7)
+	case $shell in
+	*/nologin | */false) say "root's shell is $shell (/etc/passwd): vmm ssh and exec will be shown out" ;;
+	*) [ -z "$shell" ] || [ -x "$shell" ] || say "root's shell $shell (/etc/passwd) is not there: sshd will let vmm in nowhere" ;;
+	esac
+	if plain /etc/shadow && [ -n "$($b awk -F: '$1 == "root" && $3 == "0"' /etc/shadow)" ]; then
+		say "root's password has expired (/etc/shadow): no command is run before it is changed"
+	fi
 }
 
 # The key by which the host knows this machine is mounted: it is on no disk, and cloud-init cannot delete it.
@@ -274,11 +297,13 @@ write_sshd_config() {
 
 # What of /etc/fstab is not there: an init that waits for it comes up late, or not at all.
 mend_fstab() {
-	[ -s /etc/fstab ] || return
-	if [ -L /etc/fstab ] || odd /etc/fstab; then
-		say "/etc/fstab is no plain file and was left as it is"
+	if odd /etc/fstab || [ -L /etc/fstab ]; then
+		echo "$disk / auto defaults 0 1" >$v/fstab
+		$b chmod 644 $v/fstab
+		cover $v/fstab /etc/fstab
 		return
 	fi
+	[ -s /etc/fstab ] || return
 	: >$v/absent
 	$b awk -v uuid="$(disk_uuid)" -v label="$(disk_label)" -v disk="$disk" -v devices=" $($b ls /sys/class/block | $b tr '\n' ' ')" \
 		-v absent=$v/absent '
@@ -328,7 +353,7 @@ $($b stat -L -c '%n %s' /etc/hostname /etc/hosts /etc/machine-id /etc/resolv.con
 "
 $b mkfifo $v/steps
 exec 3<>$v/steps
-for step in find_init forget_container open_root name_host add_to_hosts set_machine_id name_resolvers add_keys give_host_key mend_fstab; do
+for step in find_init forget_container open_root name_host add_to_hosts set_machine_id name_resolvers add_keys look_at_root give_host_key mend_fstab; do
 	bounded $step
 done
 $b rm -f $v/steps

@@ -147,7 +147,7 @@ apply_facts() {
 }
 
 become_init() {
-	read -r init <$r/run/vmm/init || fail "the image has no ${inits%% *}"
+	read -r init <$r/run/vmm/init || fail "the image has no ${inits%% *}: it has no init (a container's image has none)"
 	# The facts are the guest's now; nothing of them stays in memory that is given back.
 	$b rm -rf /vmm /grow /modules /tmp-grow /vmm-run /facts /steps $r/run/vmm/busybox $r/run/vmm/facts $r/run/vmm/init
 	$b umount -l /dev

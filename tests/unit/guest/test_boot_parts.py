@@ -100,7 +100,7 @@ def test_the_images_own_network_programs_are_told_the_address(tmp_path: Path) ->
     assert "address1=172.16.0.2/16,172.16.0.1\ndns=9.9.9.9;1.1.1.1;\n" in connection.read_text()
     # NetworkManager reads no connection that others may read.
     assert connection.stat().st_mode & 0o777 == 0o600
-    assert (run / "network/ifstate").read_text() == "eth0=eth0\n"
+    assert (run / "network/ifstate.eth0").read_text() == "eth0\n"
 
 
 @pytest.mark.parametrize("name", ["stage1-init.sh", "stage1-facts.sh"])
