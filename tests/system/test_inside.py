@@ -5,7 +5,6 @@ The machine is a tiny one on Firecracker, and an ssh server stands in for its gu
 
 import contextlib
 import os
-import pty
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from hosts import SMALL, VMM, Host, a_host, sh, wait_for
 from stand_in import a_stand_in, make_key
+from terminals import on_a_terminal
 
 from conftest import add_tiny
 
@@ -131,31 +131,18 @@ def test_a_loop_keeps_its_input(m: Host, way: str) -> None:
     assert m.vmm(way, "m", "--", "cat", stdin="from stdin").stdout == "from stdin"
 
 
-def on_a_terminal(m: Host, *arguments: str, stdout: int | None = None) -> tuple[int, str]:
-    """Run vmm on a terminal of its own; return its exit code and what the terminal shows."""
-    ours, its = pty.openpty()
-    argv = ["setsid", "-c", "-w", *m.prefix, *VMM, *arguments]
-    with subprocess.Popen(
-        argv, stdin=its, stdout=its if stdout is None else stdout, stderr=its, env=m.environment
-    ) as p:
-        os.close(its)
-        shown = b""
-        with contextlib.suppress(OSError):
-            while part := os.read(ours, 4096):
-                shown += part
-        code = p.wait(timeout=60)
-    os.close(ours)
-    return code, shown.decode()
+def on_terminal(m: Host, *arguments: str, stdout: int | None = None) -> tuple[int, str]:
+    return on_a_terminal([*m.prefix, *VMM, *arguments], m.environment, stdout=stdout)
 
 
 def test_a_command_has_a_terminal_where_both_ends_are_one(m: Host, tmp_path: Path) -> None:
-    code, shown = on_a_terminal(m, "ssh", "m", "--", "tty; exit 5")
+    code, shown = on_terminal(m, "ssh", "m", "--", "tty; exit 5")
     assert (code, shown.startswith("/dev/pts/")) == (5, True), shown
-    assert "not a tty" in on_a_terminal(m, "ssh", "m", "-T", "--", "tty")[1]
-    assert "not a tty" in on_a_terminal(m, "exec", "m", "--", "tty")[1]
-    assert "/dev/pts/" in on_a_terminal(m, "exec", "m", "-t", "--", "tty")[1]
+    assert "not a tty" in on_terminal(m, "ssh", "m", "-T", "--", "tty")[1]
+    assert "not a tty" in on_terminal(m, "exec", "m", "--", "tty")[1]
+    assert "/dev/pts/" in on_terminal(m, "exec", "m", "-t", "--", "tty")[1]
     with (tmp_path / "out").open("wb") as out:
-        on_a_terminal(m, "ssh", "m", "--", "tty", stdout=out.fileno())
+        on_terminal(m, "ssh", "m", "--", "tty", stdout=out.fileno())
     assert (tmp_path / "out").read_text() == "not a tty\n"
     assert m.vmm("ssh", "m", "--", "tty", check=False).stdout == "not a tty\n"
     # A shell has one without asking; one that is asked for comes without a terminal of ours.

@@ -10,6 +10,7 @@ from vmm import TYPE_CHECKING
 from vmm.errors import VmmError
 from vmm.model.event import EventKind, Happening
 from vmm.model.facts import Moment, Standing
+from vmm.model.text import harmless
 
 if TYPE_CHECKING:
     from vmm.app import HostSite
@@ -40,6 +41,6 @@ class HostWatch:
                         Happening(kind=EventKind.REPAIRED, detail=f"{answer.name}: {answer.proof}")
                     )
             if answer.mended or self._told.get(answer.name) != said:
-                print(said, file=sys.stderr, flush=True)  # noqa: T201  # its own log
+                print(harmless(said), file=sys.stderr, flush=True)  # noqa: T201  # its own log
             self._told[answer.name] = said
         self._looked = time.monotonic()

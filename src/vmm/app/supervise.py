@@ -22,6 +22,7 @@ from vmm.host import files, identity, process, systemd
 from vmm.model.last_words import is_off
 from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import Machine, Owner, UnreadableRecord
+from vmm.model.text import harmless
 from vmm.operations.settle import due_in_s
 from vmm.storage.machine_files import trim_log
 
@@ -129,7 +130,7 @@ class _Watch:
             # A database that cannot be read now (held, full, being restored) is no reason to leave the machines alone.
             if str(error) != self._complaint:
                 self._complaint = str(error)
-                print(error, file=sys.stderr, flush=True)  # noqa: T201  # its own log
+                print(harmless(str(error)), file=sys.stderr, flush=True)  # noqa: T201  # its own log
             if not self._site.config.paths.data_dir.exists():
                 self._machines = []
             return

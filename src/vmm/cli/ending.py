@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
-import sys
 
 from vmm import TYPE_CHECKING
+from vmm.cli import output
+from vmm.cli.output import OutputLostError
 from vmm.errors import ExitCode, HostError, VmmError
+from vmm.model.text import LINES, harmless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,8 @@ _LACKS = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EPERM, errno.EACCES, errno.EIO, errno.ENOSPC,
      errno.EDQUOT, errno.EROFS, errno.ENOLCK, errno.EFBIG)
 )  # fmt: skip
-_RED, _BOLD, _PLAIN = "\x1b[1;31m", "\x1b[1m", "\x1b[0m"
+# Of what proves an error no more than a screen's worth is shown.
+_MOST_LETTERS = 4000
 
 
 def guarded(act: Callable[[], int]) -> int:
@@ -28,14 +30,33 @@ def guarded(act: Callable[[], int]) -> int:
         return fail(error)
     except KeyboardInterrupt as error:
         return interrupted(error)
-    except BrokenPipeError:
-        # Whoever read our output has gone, which is no error; nothing may try to flush it once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.DONE
+    except OutputLostError as error:
+        return lost(error)
     except (OSError, MemoryError, RuntimeError) as error:
-        if not is_the_hosts(error):
-            raise
-        return fail(lacking(error))
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EBADF):
+        # What click prints by itself: help.
+        return lost(OutputLostError(error))
+    if not is_the_hosts(error):
+        raise error
+    return fail(lacking(error))
+
+
+def lost(error: OutputLostError) -> int:
+    """Return the exit code for a result that could not be written; that whoever read it has gone is no error."""
+    # Nothing may try to flush it once more.
+    output.give_up_stdout()
+    if error.nobody_reads:
+        return ExitCode.DONE
+    complain(
+        "The output cannot be written.",
+        str(error),
+        "Give stdout somewhere to go: a terminal, or a file where there is room (df -h).",
+    )
+    return ExitCode.FAILED
 
 
 def is_the_hosts(error: Exception) -> bool:
@@ -55,7 +76,7 @@ def lacking(error: Exception) -> HostError:
 
 def interrupted(error: BaseException | None) -> int:
     """Say so; a signal other than Ctrl-C's has its number, which the exit code tells as shells do."""
-    sys.stderr.write("\nInterrupted; what was under way was undone or can be repeated.\n")
+    output.raw_complaint("\nInterrupted; what was under way was undone or can be repeated.\n")
     number = getattr(error, "number", None)
     return ExitCode.INTERRUPTED if number is None else 128 + int(number)
 
@@ -67,8 +88,12 @@ def fail(error: VmmError) -> int:
 
 
 def complain(brief: str, details: str, resolution: str) -> None:
-    """Print the three parts of an error; colours where a person looks."""
-    red, bold, plain = (_RED, _BOLD, _PLAIN) if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "", "")
-    lines = [f"{red}Error:{plain} {brief}", *([f"  {details}"] if details else [])]
-    sys.stderr.write("\n".join([*lines, f"  {bold}To mend it:{plain} {resolution}"]) + "\n")
-    sys.stderr.flush()
+    """Print the three parts of an error, none of which can be taken for another; colours where a person looks."""
+    error, mend = (
+        output.coloured(text, colour, on_stderr=True)
+        for text, colour in (("Error:", "alarm"), ("To mend it:", "strong"))
+    )
+    # What a program or a guest said may have lines of its own: each stands deeper than ours.
+    proof = harmless(details.replace("\r\n", "\n").strip(), keep=LINES, most=_MOST_LETTERS).replace("\n", "\n    ")
+    parts = [f"{error} {harmless(brief)}", *([f"  {proof}"] if proof else []), f"  {mend} {harmless(resolution)}"]
+    output.raw_complaint("\n".join(parts) + "\n")

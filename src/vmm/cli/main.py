@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 import click
 
+from vmm.cli import output
 from vmm.cli.ending import complain, guarded, interrupted
 from vmm.cli.options import Command, Group
 from vmm.errors import ExitCode
@@ -101,7 +103,7 @@ class Root(Group):
 def cli(ctx: click.Context) -> None:
     """Real virtual machines on this host, booted by Firecracker in well under a second."""
     if ctx.invoked_subcommand is None:
-        click.echo(_WELCOME, nl=False)
+        output.raw(_WELCOME)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -110,12 +112,19 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parsed(arguments: list[str]) -> int:
+    if "_VMM_COMPLETE" in os.environ:
+        # A shell asks what could stand here, in click's own way.
+        cli.main(args=arguments, prog_name="vmm")
     try:
-        # The program's name is given: click would look at what surrounds the process for it.
-        result = cli.main(args=arguments, prog_name="vmm", standalone_mode=False)
+        # Not by `cli.main`, which takes a reader that has gone for its own business. The program's name is given: click
+        # would look at what surrounds the process for it.
+        with cli.make_context("vmm", arguments) as context:
+            result = cli.invoke(context)
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except click.ClickException as error:
         return _wrong_usage(error)
-    except click.Abort as error:
+    except (click.Abort, EOFError) as error:
         # What click makes of an interruption.
         return interrupted(error.__cause__)
     return result if isinstance(result, int) else ExitCode.DONE

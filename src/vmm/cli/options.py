@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmm.cli.output import say
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -49,7 +51,7 @@ class Settings:
     def say(self, text: str) -> None:
         """Print a result for people, unless --quiet; beside a listing for programs it goes to stderr."""
         if not self.quiet:
-            click.echo(text, err=self.output != "table")
+            say(text, aside=self.output != "table")
 
 
 def settings() -> Settings:

@@ -6,7 +6,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm.cli.output import complain
 from vmm.model.progress import Progress, Step
+from vmm.model.text import harmless
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -44,8 +46,7 @@ class PlainLines:
         yield NoStep()
 
     def note(self, text: str) -> None:
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        complain(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,11 @@ class OnTerminal:
         from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         measured = [BarColumn(), DownloadColumn()] if total is not None else []
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), *measured, TimeElapsedColumn())
+        # Names of files are in it: brackets are no markup of ours.
+        words = TextColumn("{task.description}", markup=False)
+        columns = (SpinnerColumn(), words, *measured, TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            yield BarStep(bars, bars.add_task(title, total=total))
+            yield BarStep(bars, bars.add_task(harmless(title), total=total))
 
     def note(self, text: str) -> None:
-        sys.stderr.write(f"{text}\n")
+        complain(text)

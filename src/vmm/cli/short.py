@@ -8,7 +8,6 @@ the parser, which does the same with the same parts.
 from __future__ import annotations
 
 import gc
-import sys
 
 from vmm import TYPE_CHECKING
 from vmm.cli.ending import guarded
@@ -74,8 +73,8 @@ def _start(name: str) -> int:
     require_root("start")
     end_in_good_order()
     started = start(open_site(), name)
-    from vmm.cli import render
+    from vmm.cli import output, render
 
     render.warnings(started)
-    sys.stdout.write(f"{render.started(started)}\n")
+    output.say(render.started(started))
     return ExitCode.DONE

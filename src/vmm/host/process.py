@@ -13,6 +13,7 @@ from pathlib import Path
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.host import identity
+from vmm.model.text import harmless
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
@@ -345,7 +346,7 @@ def _told(argv: Sequence[str]) -> Generator[None]:
 def _line(argv: Sequence[str]) -> str:
     import shlex
 
-    return shlex.join(argv)
+    return harmless(shlex.join(argv))
 
 
 def _missing(program: str) -> HostError:

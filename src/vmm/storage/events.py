@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmm import TYPE_CHECKING
 from vmm.model.clock import now
 from vmm.model.event import Event, EventKind, Happening
+from vmm.model.text import harmless
 
 if TYPE_CHECKING:
     import sqlite3
@@ -19,9 +20,13 @@ def remember(connection: sqlite3.Connection, machine: str, happening: Happening)
     """Add an event within the caller's transaction, its detail as one line, and let the oldest go."""
     cursor = connection.execute(
         "INSERT INTO events (at, machine, kind, detail) VALUES (?, ?, ?, ?)",
-        (now(), machine, happening.kind.value, " ".join(happening.detail.split())[:_DETAIL_LETTERS]),
+        (now(), machine, happening.kind.value, _detail(happening.detail)),
     )
     connection.execute("DELETE FROM events WHERE id <= ?", ((cursor.lastrowid or 0) - MOST_EVENTS,))
+
+
+def _detail(text: str) -> str:
+    return harmless(" ".join(text.split())[:_DETAIL_LETTERS])[:_DETAIL_LETTERS]
 
 
 def recall(connection: sqlite3.Connection, *, machine: str | None, after: int, most: int) -> Sequence[Event]:

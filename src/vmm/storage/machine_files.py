@@ -8,6 +8,7 @@ import os
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.host import files, process
+from vmm.model.text import harmless
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
@@ -360,6 +361,7 @@ def _tail(path: Path, count: int) -> bytes:
 
 def _tail_or_nothing(path: Path, count: int) -> str:
     try:
-        return _tail(path, count).decode(errors="replace")
+        # An engine's or a guest's own words: what is made of them is shown, and kept.
+        return harmless(_tail(path, count).decode(errors="replace"), keep="\n\r\t")
     except OSError:
         return ""

@@ -10,6 +10,7 @@ from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, HostError, NotFoundError, StateError
 from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentity, Supervision, UnreadableRecord
 from vmm.model.network import PortForward, Subnet, free_address, lease_for
+from vmm.model.text import MOST_LETTERS, harmless
 from vmm.model.value import Value
 from vmm.storage import rows, trouble
 from vmm.storage.opening import BUSY_S, Opening
@@ -134,7 +135,8 @@ class SqliteStore(Value):
                 (
                     state.value,
                     *rows.process_values(process),
-                    reason,
+                    # A guest's own words may be in it.
+                    None if reason is None else harmless(reason, most=MOST_LETTERS),
                     None if wanted is None else int(wanted),
                     started_at,
                     None if supervision is None else supervision.owner.value,

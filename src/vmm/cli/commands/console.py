@@ -1,18 +1,21 @@
 """`vmm console`: what a machine wrote to its serial console, over all its boots."""
 
+import re
 import sys
 import time
 from pathlib import Path
 
 import click
 
+from vmm.cli import output
 from vmm.cli.options import Command, machine_argument, settings
+from vmm.model.text import harmless
 
 _POLL_S = 0.2
 # Consoles turn over at half of this.
 _MOST_BYTES = 16 * 1024 * 1024
-# All of C0 but tab, newline and carriage return, and DEL: a guest must not drive the terminal of who looks at it.
-_UNSAFE = {code: None for code in (*range(32), 127, *range(128, 160)) if code not in (9, 10, 13)}
+# Colours are of no use without the rest.
+_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 
 
 @click.command("console", cls=Command)
@@ -47,6 +50,11 @@ def console_command(name: str, full: bool, follow: bool, lines: int, raw: bool) 
         _follow(path, position, raw=raw or not sys.stdout.isatty())
 
 
+def write(text: str, *, raw: bool) -> None:
+    """Print a part of a console; unless `raw`, a guest must not drive the terminal of who looks at it."""
+    output.raw(text if raw else harmless(_COLOUR.sub("", text), keep="\n\r\t"))
+
+
 def _show(path: Path, older: Path, lines: int | None, *, raw: bool) -> int:
     """Show the end of a console, or with None for `lines` all of it; return the size of the part that still grows."""
     size, data = _tail(path)
@@ -55,7 +63,7 @@ def _show(path: Path, older: Path, lines: int | None, *, raw: bool) -> int:
     text = (before + data).decode(errors="replace")
     if lines is not None:
         text = "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
-    click.echo(text if raw else text.translate(_UNSAFE), nl=False)
+    write(text, raw=raw)
     return size
 
 
@@ -79,5 +87,5 @@ def _follow(path: Path, position: int, *, raw: bool) -> None:
         except FileNotFoundError:
             text = ""
         if text:
-            click.echo(text if raw else text.translate(_UNSAFE), nl=False)
+            write(text, raw=raw)
         time.sleep(_POLL_S)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmm.cli.options import Command, Group, settings
+from vmm.cli.output import complain, lines
 
 if TYPE_CHECKING:
     from vmm.app.database import Restored
@@ -38,7 +39,7 @@ def backup() -> None:
     from vmm.app.database import save
 
     require_root("db backup")
-    click.echo(save(settings().site()))
+    lines([str(save(settings().site()))])
 
 
 @db_command.command("restore", cls=Command)
@@ -83,6 +84,6 @@ def _tell(done: Restored) -> None:
         given.say("Compare it with what lies on disk: vmm db check")
     # What is not as it should be is told whatever was asked for.
     for left in done.left:
-        click.echo(f"Left out: {left.name}: {left.why}", err=True)
+        complain(f"Left out: {left.name}: {left.why}")
     if done.network is not None:
-        click.echo(f"The firewall was not brought up to date: {done.network.brief} {done.network.details}", err=True)
+        complain(f"The firewall was not brought up to date: {done.network.brief} {done.network.details}")

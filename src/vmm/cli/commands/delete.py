@@ -16,6 +16,7 @@ from vmm.cli.options import MACHINES, Command, settings
 def delete_command(names: Sequence[str], every: bool, force: bool) -> int:
     """Delete machines with their disks and addresses."""
     from vmm.app import require_root
+    from vmm.model.text import harmless
     from vmm.operations.stop import delete
 
     given = settings()
@@ -26,7 +27,7 @@ def delete_command(names: Sequence[str], every: bool, force: bool) -> int:
         # A name that is not there is told before anything is asked.
         for name in chosen:
             site.store.machine(name)
-        click.confirm(f"Delete {', '.join(chosen)}, with disks and all that is on them?", abort=True)
+        click.confirm(f"Delete {harmless(', '.join(chosen))}, with disks and all that is on them?", abort=True)
 
     def act(name: str) -> None:
         delete(site, name, force=force)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import TYPE_CHECKING
 
-from vmm.cli import render
+from vmm.cli import output, render
+from vmm.cli.commands.console import write
 from vmm.cli.signals import Ended
 from vmm.errors import EngineError
 from vmm.model.machine import Machine, MachineState, Owner
@@ -101,11 +101,13 @@ class _Console:
 
     def _write(self, data: bytes) -> None:
         try:
-            sys.stdout.buffer.write(data)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Whoever read it has gone; the machine is not theirs to end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+            if sys.stdout.isatty():
+                write(data.decode(errors="replace"), raw=False)
+            else:
+                output.bytes_as_they_are(data)
+        except output.OutputLostError:
+            # Whoever read it has gone, or has no room; the machine is not theirs to end.
+            output.give_up_stdout()
 
     def _size(self) -> int:
         try:

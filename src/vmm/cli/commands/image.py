@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from vmm.cli.options import IMAGES, Command, Group, Size, settings
+from vmm.cli.output import lines
 
 
 @click.group("image", cls=Group)
@@ -21,7 +22,7 @@ def list_(remote: bool) -> None:
     if remote:
         from vmm.images.rootfs import recipe_names
 
-        click.echo("\n".join(recipe_names()))
+        lines(recipe_names())
         return
     library = settings().site(read_only=True).images
     render.images(library.all(), library.damaged(), settings().output)

@@ -8,6 +8,7 @@ import click
 
 from vmm import TYPE_CHECKING
 from vmm.cli.options import KERNELS, Command, Group, settings
+from vmm.cli.output import lines
 
 if TYPE_CHECKING:
     from vmm.model.image import Kernel
@@ -27,7 +28,7 @@ def list_(remote: bool) -> None:
     if remote:
         from vmm.images.packages import cloud_kernel
 
-        click.echo(f"default ({cloud_kernel()})\nlinux-image-VERSION (a package of this host's distribution, by name)")
+        lines([f"default ({cloud_kernel()})", "linux-image-VERSION (a package of this host's distribution, by name)"])
         return
     library = settings().site(read_only=True).kernels
     render.kernels(library.all(), library.damaged(), settings().output)

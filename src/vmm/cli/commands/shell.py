@@ -4,6 +4,7 @@ import click
 
 from vmm import VERSION
 from vmm.cli.options import Command, settings
+from vmm.cli.output import lines, raw
 
 
 @click.command("completion", cls=Command)
@@ -17,7 +18,7 @@ def completion_command(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"click knows no completion for {shell}.", click.get_current_context())
-    click.echo(kind(cli, {}, "vmm", "_VMM_COMPLETE").source())
+    raw(kind(cli, {}, "vmm", "_VMM_COMPLETE").source() + "\n")
 
 
 @click.command("version", cls=Command)
@@ -25,7 +26,7 @@ def completion_command(shell: str) -> None:
 def version_command(as_json: bool) -> None:
     """Print the version."""
     if not as_json and settings().output != "json":
-        click.echo(f"vmm {VERSION}")
+        lines([f"vmm {VERSION}"])
         return
     from vmm.app.doctor import engine_versions
     from vmm.cli import render
