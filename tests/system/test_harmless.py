@@ -15,7 +15,11 @@ from conftest import add_kernel, add_tiny
 
 pytestmark = [pytest.mark.system, pytest.mark.fault(49)]
 
-EVIL = b"\n\x1b]0;PWNED\x07\x9b2J\xe2\x80\xaeKernel panic - x\x1b[2J\n"
+# A line that is no kernel's, and one whose line is told as the reason.
+EVIL = (
+    b"\n\x1b]0;PWNED\x07Kernel panic - x\n"
+    b"[    1.000000] Kernel panic - not syncing: \x1b]0;PWNED\x07\x9b2J\xe2\x80\xae x\x1b[2J\n"
+)
 DRIVES = ("\x1b]", "\x07", "\x9b", "\u202e", "\x1b[2J", "\udc9b")
 
 
@@ -51,7 +55,7 @@ def test_a_kernel_that_prints_escapes(h: Host) -> None:
     reason = "\\x1b]0;PWNED\\x07"
     for arguments in (["show", "evil"], ["events"], ["events", "evil"], ["console", "evil"]):
         wait_for(lambda arguments=arguments: reason in shown(h, *arguments))
-        assert "Kernel panic - x" in shown(h, *arguments)
+        assert "Kernel panic - not syncing" in shown(h, *arguments)
     for arguments in (["list"], ["doctor"], ["reconcile"]):
         shown(h, *arguments)
     # What a program takes out of the JSON and prints is harmless as well.

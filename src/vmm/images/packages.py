@@ -51,7 +51,7 @@ def fetch_kernel(package: str, work: Path, *, progress: Progress) -> tuple[Path,
     tree.mkdir()
     with progress.step(f"Fetching {', '.join(wanted)}"):
         # The work directory is root's alone; apt's own download user could not write into it.
-        argv = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *wanted]
+        argv = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "--", *wanted]
         process.run(argv, cwd=work, timeout_s=_FETCH_S)
     with progress.step("Unpacking"):
         for archive in sorted(work.glob("*.deb")):
@@ -92,7 +92,7 @@ def _resolve(package: str) -> list[str]:
 
 def _dependencies(package: str) -> list[str]:
     """Return the names that a package depends on, its own first; empty when apt does not know it."""
-    done = process.run(["apt-cache", "depends", "--important", "--no-recommends", package], check=False)
+    done = process.run(["apt-cache", "depends", "--important", "--no-recommends", "--", package], check=False)
     if done.code != 0 or not done.stdout.strip():
         return []
     return [package, *re.findall(r"^\s*\|?Depends: ([a-z0-9][a-z0-9.+-]*)", done.stdout, re.MULTILINE)]

@@ -128,7 +128,8 @@ def make_ext4(tree: Path, out: Path, *, size_mib: int | None) -> None:
     size = size_mib or needed
     # -m 1: five per cent kept back for root makes no sense where everyone is root.
     options = ["-q", "-F", "-t", "ext4", "-m", "1", *_inodes(content.files, size * MIB)]
-    process.run(["mke2fs", *options, "-d", str(tree), str(out), f"{size}M"], timeout_s=_CONVERT_S)
+    # Absolute: a name is no option then, and `-` is a directory and not what comes in (mke2fs reads a tar from there).
+    process.run(["mke2fs", *options, "-d", str(tree.absolute()), str(out.absolute()), f"{size}M"], timeout_s=_CONVERT_S)
 
 
 def _inodes(files_there: int, size: int) -> list[str]:

@@ -160,7 +160,7 @@ class MachineDirectories(Value):
             with contextlib.suppress(OSError):
                 _, found, words = _tail(path, CONSOLE_BYTES).rpartition(mark)
                 if found:
-                    return words[:_FIRST_WORDS_BYTES].decode(errors="replace")
+                    return _text(words[:_FIRST_WORDS_BYTES])
         return ""
 
     def is_unmounted(self, name: str) -> bool:
@@ -361,7 +361,11 @@ def _tail(path: Path, count: int) -> bytes:
 
 def _tail_or_nothing(path: Path, count: int) -> str:
     try:
-        # An engine's or a guest's own words: what is made of them is shown, and kept.
-        return harmless(_tail(path, count).decode(errors="replace"), keep="\n\r\t")
+        return _text(_tail(path, count))
     except OSError:
         return ""
+
+
+def _text(words: bytes) -> str:
+    """Return a guest's or an engine's own words: what is made of them is shown, and kept."""
+    return harmless(words.decode(errors="replace"), keep="\n\r\t")

@@ -8,7 +8,7 @@ import click
 
 from vmm import TYPE_CHECKING
 from vmm.cli.options import KERNELS, Command, Group, settings
-from vmm.cli.output import lines
+from vmm.cli.output import complain, lines
 
 if TYPE_CHECKING:
     from vmm.model.image import Kernel
@@ -71,11 +71,10 @@ def import_(path: Path, name: str, modules: Path | None, no_stage1: bool, force:
 
 def _warn(kernel: Kernel) -> None:
     if kernel.lacking:
-        click.echo(
+        complain(
             f"Warning: of its machines' ends the kernel {kernel.name} does not say all: {'; '.join(kernel.lacking)}."
             " Where vmm's own hook is not there to say it (an init other than systemd), such a machine may be listed as"
-            " running after its guest has ended; vmm stop ends it.",
-            err=True,
+            " running after its guest has ended; vmm stop ends it."
         )
 
 

@@ -1,0 +1,86 @@
+"""Words of users' in the arguments of programs: what looks like an option is none, with the programs themselves."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vmm.cli.progress import Silent
+from vmm.config import Config, Paths, load
+from vmm.errors import ConfigError, UsageError
+from vmm.host import process
+from vmm.images import packages, sources
+from vmm.images.packed import packing_of
+from vmm.images.unpack import unpack
+from vmm.model.names import valid_name, valid_user
+
+ODD = ["-", "--", "-x", "-d", "--help", "-oProxyCommand=x", "a,b=c", "a b", "$(id)", "nbd:localhost:1", "#", "%s", "'"]
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize("name", ODD)
+def test_no_word_of_a_users_is_an_option_of_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Given as the user gave it, from where they are: a directory, and a packed tar, of such a name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "inside").write_text("x")
+    sources.make_ext4(Path(name), Path("out"), size_mib=None)
+    listed = subprocess.run(["debugfs", "-R", "ls", "out"], capture_output=True, text=True, check=True)
+    assert "inside" in listed.stdout
+    for packer, ending in (("gzip", ".gz"), ("xz", ".xz"), ("bzip2", ".bz2"), ("zstd", ".zst")):
+        packed = Path(name + ending)
+        plain = subprocess.run(["tar", "-C", f"./{name}", "-c", "."], capture_output=True, check=True).stdout
+        packed.write_bytes(subprocess.run([packer, "-q", "-c"], input=plain, capture_output=True, check=True).stdout)
+        tree = tmp_path / f"tree{ending}"
+        unpack(packed, packing_of(packed.read_bytes()[:16]), tree, progress=Silent())
+        assert (tree / "inside").read_text() == "x"
+
+
+@pytest.mark.fault(48)
+def test_names_of_packages_stand_behind_the_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[list[str]] = []
+
+    def run(argv: list[str], **_: object) -> process.Completed:
+        ran.append(argv)
+        return process.Completed(
+            argv=tuple(argv), code=0, stdout="linux-image-x\n  Depends: linux-image-6.1\n", stderr=""
+        )
+
+    monkeypatch.setattr(packages.process, "run", run)
+    packages.fetch_kernel("linux-image-x", tmp_path, progress=Silent())
+    named = [argv for argv in ran if any(word.startswith("linux-image-") for word in argv)]
+    assert named
+    for argv in named:
+        assert "--" in argv[: next(place for place, word in enumerate(argv) if word.startswith("linux-image-"))]
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize("name", ODD)
+def test_names_and_users_begin_with_no_dash(name: str) -> None:
+    for check in (valid_name, valid_user):
+        with pytest.raises(UsageError):
+            check(name)
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize("link", ['eth0" accept; #', "-eth0", "eth 0", "eth0\n", "x" * 16, "a{b}", "*", "$x", ""])
+def test_a_links_name_adds_no_rule(tmp_path: Path, link: str) -> None:
+    for key in ("bridge_name", "host_interface"):
+        config = tmp_path / "config.toml"
+        escaped = link.replace('"', '\\"').replace("\n", "\\n")
+        config.write_text(f'{key} = "{escaped}"\n')
+        if key == "host_interface" and not link:
+            continue
+        with pytest.raises(ConfigError, match="cannot be the name"):
+            load(data_dir=tmp_path, file=config)
+
+
+def test_a_configuration_file_is_known_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What vmm starts reads it too, in another directory, and not as an option."""
+    monkeypatch.chdir(tmp_path)
+    Path("-c.toml").write_text("")
+    found = load(data_dir=Path("-d"), file=Path("-c.toml"))
+    assert isinstance(found, Config)
+    assert (found.file, found.paths) == (tmp_path / "-c.toml", Paths(data_dir=tmp_path / "-d"))
