@@ -1,7 +1,7 @@
 """vmm's supervisor: one small process a data directory, there while machines run, and gone with the last of them.
 
-It waits for engines to end and has `vmm settle` deal with each end; it keeps consoles and logs within their bounds; and
-it ends an engine whose guest has powered off or halted. It holds nothing that machines need: killed, it leaves them as
+It waits for engines to end and has `vmm settle` deal with each end; it keeps consoles and logs within their bounds; it
+ends an engine whose guest has powered off or halted, and listens whether guests are heard at all. It holds nothing that machines need: killed, it leaves them as
 they are, and the next command brings it back. Where systemd looks after machines it leaves their ends to their units.
 """
 
@@ -15,6 +15,7 @@ import time
 from zlib import crc32
 
 from vmm import TYPE_CHECKING
+from vmm.app.hearing import Hearing
 from vmm.app.host_watch import HostWatch
 from vmm.app.network_watch import NetworkWatch
 from vmm.errors import VmmError
@@ -96,6 +97,7 @@ class _Watch:
         self._consoles: dict[str, tuple[int, bool]] = {}  # name -> size, whether its end was looked at
         self._host = HostWatch(site)
         self._network = NetworkWatch(site, own_command(site.config))
+        self._hearing = Hearing(site)
 
     def until_idle(self) -> None:
         poller = select.poll()
@@ -113,6 +115,7 @@ class _Watch:
             self._reap()
             self._host.look()
             self._network.look(self._machines)
+            self._hearing.listen(self._machines)
 
     def close(self) -> None:
         self._network.close()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # A machine boots through the scripts of the vmm that starts it, whatever vmm made its kernel's stage-1: of two files of
 # one name in an initramfs the later one counts.
-_SCRIPTS = {"init": "stage1-init.sh", "facts": "stage1-facts.sh"}
+_SCRIPTS = {"init": "stage1-init.sh", "facts": "stage1-facts.sh", "vmm-run/initramfs/shutdown": "stage1-shutdown.sh"}
 # Programs that would ask a DHCP server for what stage-1 has configured, as units of systemd's.
 _SKIPPED_UNITS = ("dhcpcd", "dhcpcd@eth0", "dhclient", "connman", "wicked")
 
@@ -39,6 +39,8 @@ def facts_archive(facts: Facts) -> bytes:
     """Return the cpio archive that is appended to stage-1: one file a fact, under `vmm/`."""
     archive = Archive()
     archive.add_directory("vmm", mode=0o700)
+    # One of the stage-1 that older releases made with a kernel has none.
+    archive.add_directory("run")
     for name, content in facts_files(facts).items():
         archive.add_file(f"vmm/{name}", content, mode=0o600)
     for name, text in run_files(facts).items():

@@ -11,6 +11,8 @@ unset container
 say() { echo "vmm: $*" >&4; }
 
 fail() {
+	# What the kernel kept to itself (loglevel=1) may say why.
+	$b dmesg 2>/dev/null | $b tail -n 25 >&4
 	say "stage-1 FAILED: $*"
 	$b sync
 	# With reboot=k this ends the engine's process, so that the host sees it.
@@ -149,7 +151,9 @@ apply_facts() {
 become_init() {
 	read -r init <$r/run/vmm/init || fail "the image has no ${inits%% *}: it has no init (a container's image has none)"
 	# The facts are the guest's now; nothing of them stays in memory that is given back.
-	$b rm -rf /vmm /grow /modules /tmp-grow /vmm-run /facts /steps $r/run/vmm/busybox $r/run/vmm/facts $r/run/vmm/init
+	$b rm -rf /vmm /grow /modules /tmp-grow /vmm-run /facts /steps $r/run/vmm/facts $r/run/vmm/init
+	# For the guest's last step: see the script beside it.
+	$b mkdir -p $r/run/initramfs/bin && $b mv $r/run/vmm/busybox $r/run/initramfs/bin/busybox
 	$b umount -l /dev
 	exec 3>&- 4>&-
 	exec $b switch_root $r "$init" "$@"
