@@ -1,8 +1,9 @@
 """vmm's supervisor: one small process a data directory, there while machines run, and gone with the last of them.
 
 It waits for engines to end and has `vmm settle` deal with each end; it keeps consoles and logs within their bounds; it
-ends an engine whose guest has powered off or halted, and listens whether guests are heard at all. It holds nothing that machines need: killed, it leaves them as
-they are, and the next command brings it back. Where systemd looks after machines it leaves their ends to their units.
+ends an engine whose guest has powered off or halted, and listens whether guests are heard at all. It holds nothing that
+machines need: killed, it leaves them as they are, and the next command brings it back. Where systemd looks after
+machines it leaves their ends to their units.
 """
 
 from __future__ import annotations

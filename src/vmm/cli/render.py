@@ -89,9 +89,11 @@ def _machine_row(record: MachineView | UnreadableRecord) -> tuple[str, ...]:
     if isinstance(record, UnreadableRecord):
         return (record.name, "unreadable", record.problem, "", "", "", "", "")
     machine, spec = record.machine, record.machine.spec
+    # A machine that runs has a reason for that only where nothing is heard of its guest.
+    silent = "(silent)" if machine.state == "running" and machine.reason else ""
     return (
         spec.name,
-        machine.state.value,
+        f"{machine.state.value}{silent}",
         machine.lease.address,
         str(spec.cpus),
         f"{spec.memory_mib}M",

@@ -11,14 +11,19 @@ if TYPE_CHECKING:
 _BASE = "console=ttyS0 reboot=k panic=1 pci=off"
 # What makes boots slow is left out: the console stays, but says only what matters; no probing of a PS/2 controller
 # that has no mouse; entropy from the CPU at once.
-_FAST = "quiet loglevel=1 i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on"
+_FAST = "i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on"
+_SILENT = "quiet loglevel=1"
+# After a boot that came to nothing, the next says all on the way, from before the console's driver is there.
+_SPEAKS = "loglevel=7 earlycon=uart8250,io,0x3f8"
+# A panic says all that the kernel had kept to itself (bit 5: the messages of its ring); until then it costs nothing.
+_PANIC = "panic_print=32"
 
 
-def command_line(lease: Lease, subnet: Subnet, *, stage1: bool) -> str:
+def command_line(lease: Lease, subnet: Subnet, *, stage1: bool, speaks: bool = False) -> str:
     """Return the command line. `ip=` serves kernels with IP autoconfiguration and tells stage-1 the address as well.
 
-    Without stage-1 the kernel mounts /dev/vda itself.
+    Without stage-1 the kernel mounts /dev/vda itself. With `speaks` its words are on the console as it boots.
     """
     address = f"ip={lease.address}::{subnet.gateway}:{subnet.netmask}::eth0:off"
     root = "" if stage1 else " root=/dev/vda rw"
-    return f"{_BASE} {_FAST} {address}{root}"
+    return f"{_BASE} {_SPEAKS if speaks else _SILENT} {_FAST} {_PANIC} {address}{root}"

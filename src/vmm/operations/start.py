@@ -7,7 +7,7 @@ import time
 from enum import StrEnum
 
 from vmm import TYPE_CHECKING
-from vmm.errors import ConflictError, EngineError, GuestError, NetworkError, StateError, VmmError
+from vmm.errors import ConflictError, EngineError, NetworkError, StateError, VmmError
 from vmm.model.clock import now
 from vmm.model.command_line import command_line
 from vmm.model.engine import BootPlan, Disk
@@ -95,6 +95,8 @@ def start(site: Site, name: str, mode: Mode = DEFAULT) -> Started:
                 machine = observed(site, site.store.machine(name))
     unwatched = _watch(site)
     if mode.wait is Wait.SSH:
+        from vmm.operations.until_ssh import await_ssh
+
         await_ssh(site, machine, timeout_s=mode.timeout_s or SSH_TIMEOUT_S)
     warnings = unwatched if already else (*_warnings(site, machine), *unwatched)
     return Started(machine=machine, already=already, seconds=time.monotonic() - began, warnings=warnings)
@@ -129,24 +131,6 @@ def _begin(site: Site, name: str, mode: Mode, *, boot: bool) -> tuple[Machine, b
     return machine, already
 
 
-def await_ssh(site: Site, machine: Machine, *, timeout_s: float) -> float:
-    """Wait until the guest's ssh server greets; return the seconds it took."""
-
-    def alive() -> bool:
-        return machine.process is not None and site.processes.is_alive(machine.process)
-
-    try:
-        return site.guest.await_ssh(machine, timeout_s=timeout_s, alive=alive)
-    except GuestError as error:
-        from vmm.model.last_words import boot_notes
-
-        notes = boot_notes(site.files.first_words(machine.name))
-        if not notes:
-            raise
-        said = f"{error.details} At its boot stage-1 said: {'; '.join(notes)}."
-        raise GuestError(error.brief, details=said, resolution=error.resolution) from error
-
-
 def _adopt(machine: Machine) -> bool:
     """Whether a machine seen as stopping still has its engine: the lock is ours, so whoever was at it is gone."""
     return machine.state is MachineState.STOPPING and machine.process is not None
@@ -163,7 +147,7 @@ def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
     try:
         with site.network.attaching(machine.lease, site.store.forwards(name), uid=site.uid_of(machine)):
             engine = site.engine(machine.spec.engine)
-            plan = _plan(site, machine, supervision.owner)
+            plan = _plan(site, machine, supervision)
             started_at = now()
             site.files.mark_boot(name, at=started_at)
         spawning = True
@@ -222,7 +206,8 @@ def _record_running(site: Site, machine: Machine, process: ProcessIdentity, star
         )
 
 
-def _plan(site: Site, machine: Machine, owner: Owner) -> BootPlan:
+def _plan(site: Site, machine: Machine, supervision: Supervision) -> BootPlan:
+    owner = supervision.owner
     spec, files, name = machine.spec, site.files, machine.name
     kernel = site.kernels.get(spec.kernel)
     if not files.is_made(name):
@@ -238,7 +223,9 @@ def _plan(site: Site, machine: Machine, owner: Owner) -> BootPlan:
         memory_mib=spec.memory_mib,
         kernel=kernel.path,
         initrd=initrd,
-        command_line=command_line(machine.lease, site.subnet, stage1=initrd is not None),
+        command_line=command_line(
+            machine.lease, site.subnet, stage1=initrd is not None, speaks=supervision.restarts > 0
+        ),
         disks=disks,
         tap=machine.lease.tap,
         mac=machine.lease.mac,
