@@ -19,7 +19,7 @@ from vmm.host import identity
 from vmm.model.clock import now
 from vmm.model.event import EventKind, Happening
 from vmm.model.hearing import Ear, Heard, Verdict
-from vmm.model.last_words import SILENT_MARK
+from vmm.model.last_words import SILENT_MARK, behind_mark
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import MachineState
 
@@ -81,7 +81,7 @@ class Hearing:
     def _new_ear(self, machine: Machine, heard: Heard) -> Ear:
         # A kernel without stage-1 may be silent for good; what boots through stage-1 brings its network up.
         owes_a_word = self._site.kernels.get(machine.spec.kernel).stage1 is not None
-        quiet = heard.frames == 0 and not self._site.files.last_words(machine.name).strip()
+        quiet = heard.frames == 0 and not behind_mark(self._site.files.last_words(machine.name)).strip()
         told = (machine.reason or "").startswith(_SILENT)
         return Ear(heard, time.monotonic(), quiet_so_far=owes_a_word and quiet, told=told)
 

@@ -62,6 +62,12 @@ def last_word(words: str) -> LastWord | None:
     return None
 
 
+def behind_mark(words: str) -> str:
+    """Return what a boot wrote, without what is left of the mark before it."""
+    mark, found, rest = words.partition(" ===\n")
+    return rest if found and "\n" not in mark else words
+
+
 def is_down(words: str) -> bool:
     """Whether a guest has shut down: Firecracker's process outlives a power-off, and every engine's a halt."""
     found = last_word(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmm import TYPE_CHECKING
 from vmm.errors import GuestError
 from vmm.model.event import EventKind
-from vmm.model.last_words import boot_notes
+from vmm.model.last_words import behind_mark, boot_notes
 from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.operations.observe import how_it_ended
 
@@ -59,7 +59,7 @@ def _details(site: Site, machine: Machine, error: GuestError) -> str:
     notes = boot_notes(site.files.first_words(machine.name))
     if notes:
         said.append(f" At its boot stage-1 said: {'; '.join(notes)}.")
-    lines = [_plain(line) for line in site.files.last_words(machine.name).splitlines()]
+    lines = [_plain(line) for line in behind_mark(site.files.last_words(machine.name)).splitlines()]
     last = [line for line in lines if line][-_LINES:]
     said.append(
         f" Its console said last: {' | '.join(last)}" if last else " Its console has said nothing since its start."

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmm.model.last_words import SILENT_MARK, Ending, is_down, last_word
+from vmm.model.last_words import SILENT_MARK, Ending, behind_mark, is_down, last_word
 
 END = "[   12.345678] reboot: Restarting system\n"
 
@@ -61,3 +61,9 @@ def test_what_is_told_is_short_and_drives_no_terminal() -> None:
     assert found is not None
     assert len(found.line) <= 300
     assert found.line.isprintable()
+
+
+def test_what_is_left_of_the_mark_is_no_word_of_the_guests() -> None:
+    assert behind_mark("2026-01-01T00:00:00Z ===\n") == ""
+    assert behind_mark("2026-01-01T00:00:00Z ===\nhello\n=== x ===\n") == "hello\n=== x ===\n"
+    assert behind_mark("the end\nof a flood === \n x ===\n") == "the end\nof a flood === \n x ===\n"
