@@ -6,6 +6,7 @@ What the tests see is not decided by who starts them: a shell's `&` has its prog
 program of a test would inherit that, through fork and exec.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -60,7 +61,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _add_up(path: Path) -> None:
-    if path.exists():
-        for row, seen in json.loads(path.read_text()).items():
+    with path.open("a+") as stream:
+        # Runs that are side by side end at the same moment.
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        for row, seen in json.loads(stream.read() or "{}").items():
             _outcomes.setdefault(int(row), set()).update(seen)
-    path.write_text(json.dumps({row: sorted(seen) for row, seen in _outcomes.items()}))
+        stream.truncate(0)
+        stream.write(json.dumps({row: sorted(seen) for row, seen in _outcomes.items()}))

@@ -48,7 +48,8 @@ class Recipe:
         return LIBRARY.parent / "vmm-nested" / self.name
 
 
-_MODULES = ("etc/modules-load.d/kvm.conf", "kvm_amd\nkvm_intel\ntun\nbridge\n")
+# KVM is loaded by udev, by the CPU's features.
+_MODULES = ("etc/modules-load.d/vmm.conf", "tun\nbridge\n")
 _CONFIG = ("var/lib/vmm/config/config.toml", f'subnet = "{SUBNET}"\ngateway = "{GATEWAY}"\n')
 # Of another machine each: what names this one is made at its first boot.
 _OWN = (("etc/machine-id", ""), ("etc/hostname", "nested\n"), ("etc/fstab", ""))
@@ -58,14 +59,35 @@ _NETWORKD = (
     "etc/systemd/network/10-uplink.network",
     "[Match]\nName=eth0\n\n[Network]\nAddress=172.16.0.2/16\nGateway=172.16.0.1\nDNS=192.0.2.2\nDomains=example.test\n",
 )
-_WANTS = "etc/systemd/system/multi-user.target.wants"
+# stage-1 writes a resolv.conf of its own; such a server's leads to resolved's stub.
+_STUB_NAME = "stub-resolver.service"
+_STUB = """[Unit]
+Description=resolv.conf as resolved wants it
+DefaultDependencies=no
+After=local-fs.target
+Before=systemd-resolved.service sysinit.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=-/bin/umount /etc/resolv.conf
+ExecStart=/bin/ln -sfn ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
+"""
+_UNITS, _ETC = "/usr/lib/systemd/system", "etc/systemd/system"
 DEBIAN_12 = Recipe(name="debian-12", suite="bookworm", files=_BASE)
 DEBIAN_13 = Recipe(
     name="debian-13",
     suite="trixie",
     packages=("systemd-resolved",),
-    files=(*_BASE, _NETWORKD),
-    links=(("/usr/lib/systemd/system/systemd-networkd.service", f"{_WANTS}/systemd-networkd.service"),),
+    files=(*_BASE, _NETWORKD, (f"{_ETC}/{_STUB_NAME}", _STUB)),
+    links=(
+        (f"{_UNITS}/systemd-networkd.service", f"{_ETC}/multi-user.target.wants/systemd-networkd.service"),
+        (f"/{_ETC}/{_STUB_NAME}", f"{_ETC}/sysinit.target.wants/{_STUB_NAME}"),
+        (
+            f"{_UNITS}/systemd-networkd-wait-online.service",
+            f"{_ETC}/network-online.target.wants/systemd-networkd-wait-online.service",
+        ),
+    ),
 )
 RECIPES = (DEBIAN_12, DEBIAN_13)
 
@@ -147,6 +169,7 @@ def _furnish(recipe: Recipe, tree: Path) -> None:
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text(content)
     for target, path in recipe.links:
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).unlink(missing_ok=True)
         (tree / path).symlink_to(target)
     # Not at home on a host without a console, and what would look for packages in the midst of a test.

@@ -15,7 +15,6 @@ from budget import TELL_MODULES
 from hosts import VMM, Host, wait_for
 
 from conftest import add_tiny
-from vmm.engines.choice import kvm_report
 from vmm.storage.machine_files import CONSOLE_BYTES
 
 pytestmark = pytest.mark.system
@@ -228,13 +227,3 @@ def test_several_machines_at_once(tiny: Host) -> None:
     assert said.returncode == 1
     assert "nosuch" in said.stderr
     assert tiny.json("list") == []
-
-
-def test_a_full_user_space_where_the_cpu_has_virtualization(host: Host) -> None:
-    report = kvm_report()
-    if not report.can_run_guests:
-        pytest.skip(f"Firecracker cannot run an unmodified guest here: {report.why}")
-    host.vmm("create", "m", "--engine", "firecracker")
-    host.vmm("start", "m", "--wait", "ssh")
-    assert host.guest("m", "cat /proc/1/comm") == "systemd"
-    assert "shut down by the guest" in host.vmm("stop", "m").stdout

@@ -132,6 +132,8 @@ copy_directories() {
 
 # The facts stay in memory: /run is a tmpfs that the guest's init takes over, as from any other initramfs.
 make_run() {
+	# A kernel that an earlier vmm imported has an archive without it.
+	$b mkdir -p /run
 	$b mount -t tmpfs -o mode=755,nosuid,nodev,size=20% tmpfs /run
 	$b mkdir -m 700 /run/vmm
 	$b cp /vmm/* /run/vmm
