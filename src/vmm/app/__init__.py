@@ -220,6 +220,7 @@ class HostSite:
             subnet=config.subnet,
             host_interface=config.host_interface,
             running=self.running_leases,
+            data_dir=config.paths.data_dir,
             allowed=config.allowed_networks,
             connections=config.max_connections,
         )

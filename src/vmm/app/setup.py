@@ -25,10 +25,11 @@ def setup(site: HostSite, request: SetupRequest, *, progress: Progress) -> tuple
     return tuple(steps)
 
 
-def teardown(site: HostSite) -> None:
-    """Take what is vmm's off the host's network, and its cgroup where no machine is in it."""
-    site.network.remove_all()
+def teardown(site: HostSite) -> list[str]:
+    """Take what is vmm's off the host's network, and its cgroup where no machine is in it; return what was left."""
+    left = site.network.remove_all()
     cgroups.dissolve()
+    return left
 
 
 def _programs(request: SetupRequest, progress: Progress) -> SetupStep:

@@ -20,8 +20,11 @@ def forwarding(network: HostNetwork) -> Answer:
 
 def bridge(network: HostNetwork) -> Answer:
     name, subnet = network.bridge_name, network.subnet
-    if links.bridge_is_whole(name, subnet):
+    if network.is_whole():
         return ok("bridge", f"{name}, {subnet.gateway} in {subnet.cidr}")
+    trouble = network.trouble() if links.is_root() else None
+    if trouble is not None:
+        return not_ok("bridge", f"{trouble.brief} {trouble.details}", trouble.resolution, fatal=True)
     return not_ok("bridge", f"{name} is not up with {subnet.gateway}; the next start mends it", "sudo vmm setup")
 
 

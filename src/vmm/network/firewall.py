@@ -15,6 +15,8 @@ The cost of a start or stop so does not grow with the number of machines. What t
 from __future__ import annotations
 
 import _thread
+import re
+from enum import Enum
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
@@ -32,8 +34,21 @@ _IPV6 = Path("/proc/sys/net/ipv6")
 _ANY = "0.0.0.0"  # noqa: S104  # how forwards write "every address of the host"
 
 
+class Whose(Enum):
+    """Whose the tables of vmm's names are. BEFORE: of a version that did not say; OTHER: of another data directory."""
+
+    NOBODYS = "nobody's"
+    OURS = "ours"
+    BEFORE = "before"
+    OTHER = "other"
+    FOREIGN = "foreign"
+
+
 class Firewall(Value):
     """The rules for one bridge and subnet.
+
+    `owner` names a chain without rules that stands in our tables and in no one else's: what changes them by elements
+    names it too, and so comes to nothing where the tables are another's.
 
     `uplinks` are the interfaces that lead out of the host, `allowed` networks that machines reach over any other one,
     `resolvers` addresses that they may ask for names wherever these lie, the host itself included; `connections` is the
@@ -42,6 +57,7 @@ class Firewall(Value):
 
     bridge: str
     subnet: Subnet
+    owner: str
     uplinks: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     resolvers: tuple[str, ...] = ()
@@ -52,9 +68,14 @@ class Firewall(Value):
         elements = [line for lease, forwards in attached for line in _elements("add", lease, forwards)]
         _nft(self._tables() + "\n".join([*self._ways(), *elements]) + "\n")
 
-    def exists(self) -> bool:
-        """Whether a table of ours is there."""
-        return process.run(["nft", "list", "table", "ip", "vmm"], check=False).code == 0
+    def whose(self) -> Whose:
+        """Return whose the tables are that stand."""
+        # Each with what it has had in every version.
+        known = (("ip", "map ports_at"), ("bridge", "set senders"), ("ip6", "chain prerouting"))
+        found = {_whose(family, mark, self.owner) for family, mark in known}
+        # What is someone else's must not be touched, whatever the other tables are.
+        order = (Whose.FOREIGN, Whose.OTHER, Whose.BEFORE, Whose.OURS)
+        return next((one for one in order if one in found), Whose.NOBODYS)
 
     def differences(self, attached: Iterable[tuple[Lease, Sequence[PortForward]]]) -> list[str]:
         """Return what of the tables is not as these machines need it, a sentence each."""
@@ -80,6 +101,7 @@ class Firewall(Value):
 
     def _tables(self) -> str:
         return tables.rendered(
+            owner=self.owner,
             bridge=self.bridge,
             subnet=self.subnet,
             allowed=self.allowed,
@@ -96,7 +118,7 @@ class Firewall(Value):
 
         That returns False when the tables are not there, or hold something else of that name.
         """
-        lines = (*self._ways(), *_elements("add", lease, forwards))
+        lines = (*self._ours(), *self._ways(), *_elements("add", lease, forwards))
         try:
             begun = process.begin(["nft", "-f", "-"], stdin="\n".join(lines) + "\n")
         except HostError as error:
@@ -113,22 +135,45 @@ class Firewall(Value):
         lines = [
             line for verb in ("add", "delete") for line in (*_elements(verb, lease, forwards), f"{verb} {counted}")
         ]
-        return _worked_together("\n".join(lines))
+        return _worked_together("\n".join([*self._ours(), *lines]))
 
     def open(self, lease: Lease, forward: PortForward) -> bool:
-        return _nft_worked(_forward("add", lease, forward))
+        return _nft_worked("\n".join((*self._ours(), _forward("add", lease, forward))))
 
     def close(self, lease: Lease, forward: PortForward) -> bool:
-        return _nft_worked(f"{_forward('add', lease, forward)}\n{_forward('delete', lease, forward)}")
+        lines = (*self._ours(), _forward("add", lease, forward), _forward("delete", lease, forward))
+        return _nft_worked("\n".join(lines))
+
+    def _ours(self) -> tuple[str, ...]:
+        # Nothing where they are ours; an error, and with it none of the rest, where they are not.
+        return (f"flush chain ip vmm {self.owner}", f"flush chain bridge vmm {self.owner}")
 
     def renew_ways(self) -> bool:
         """Make ways out and resolvers what they are now; False when the tables are not there."""
-        return _nft_worked("\n".join(["flush set ip vmm uplinks", "flush set ip vmm resolvers", *self._ways()]))
+        return _nft_worked(
+            "\n".join([*self._ours(), "flush set ip vmm uplinks", "flush set ip vmm resolvers", *self._ways()])
+        )
 
     def remove(self) -> None:
-        """Remove the tables, and what was put into others' chains."""
+        """Remove the tables, unless they are someone else's, and what was put into others' chains."""
+        if self.whose() in (Whose.OTHER, Whose.FOREIGN):
+            return
         _nft(tables.removal(ipv6=_has_ipv6()))
         others.forget()
+
+
+def _whose(family: str, mark: str, owner: str) -> Whose:
+    try:
+        # Without what is in its sets and maps, which may be thousands.
+        listing = process.run(["nft", "--terse", "list", "table", family, "vmm"], check=False)
+    except HostError as error:
+        raise _no_nft(error) from error
+    if listing.code != 0:
+        return Whose.NOBODYS
+    owners = re.findall(r"^\s*chain (of_[0-9a-f]{16}) \{", listing.stdout, re.MULTILINE)
+    if owners:
+        return Whose.OURS if owners == [owner] else Whose.OTHER
+    return Whose.BEFORE if mark in listing.stdout else Whose.FOREIGN
 
 
 def _has_ipv6() -> bool:

@@ -6,13 +6,20 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 
 from vmm.errors import NetworkError
+from vmm.host import files
 from vmm.model.network import Lease, PortForward, Protocol, Subnet
 from vmm.model.value import Value
 from vmm.network import conntrack, links, netlink, others, policy, uplinks
-from vmm.network.firewall import Firewall
+from vmm.network.claim import is_unmarked_tap, refuse_foreign, take
+from vmm.network.firewall import Firewall, Whose
+from vmm.network.ownership import Owner, owner_at
 
+# Of the host, whatever network namespace or data directory is meant: it is held for some milliseconds.
+_LOCK = Path("/run/vmm.lock")
+_LOCK_S = 30.0
 Attached = Sequence[tuple[Lease, Sequence[PortForward]]]
 
 
@@ -27,6 +34,7 @@ class HostNetwork(Value):
     subnet: Subnet
     host_interface: str | None
     running: Callable[[], Attached]
+    data_dir: Path
     allowed: tuple[str, ...] = ()
     resolvers: tuple[str, ...] = ()
     connections: int = 8192
@@ -34,7 +42,10 @@ class HostNetwork(Value):
     @property
     def _firewall(self) -> Firewall:
         """The firewall, for what comes and goes by elements alone."""
-        return Firewall(bridge=self.bridge_name, subnet=self.subnet)
+        return Firewall(bridge=self.bridge_name, subnet=self.subnet, owner=self._owner().chain)
+
+    def _owner(self, *, make: bool = False) -> Owner:
+        return owner_at(self.data_dir, make=make)
 
     def _whole_firewall(self) -> Firewall:
         """Return the firewall with what it depends on of the host and of its configuration."""
@@ -45,6 +56,7 @@ class HostNetwork(Value):
         return Firewall(
             bridge=self.bridge_name,
             subnet=self.subnet,
+            owner=self._owner().chain,
             uplinks=ways,
             allowed=self.allowed,
             resolvers=self.resolvers,
@@ -53,7 +65,8 @@ class HostNetwork(Value):
 
     @contextlib.contextmanager
     def attaching(self, lease: Lease, forwards: Sequence[PortForward], *, uid: int = 0) -> Generator[None]:
-        self._look_at_bridge()
+        owner = self._owner(make=True)
+        self._look_at_bridge(owner, coming=lease.tap)
         admitted = self._whole_firewall().begin_admit(lease, forwards)
         try:
             yield
@@ -64,12 +77,14 @@ class HostNetwork(Value):
             self.reconcile([*self.running(), (lease, forwards)])
         self._begin_forwards(lease, forwards)
         # Rules first: a tap never stands on the bridge without what keeps its machine honest.
-        links.make_tap(lease, self.bridge_name, uid=uid)
+        links.make_tap(lease, self.bridge_name, owner, uid=uid)
 
     def detach(self, lease: Lease, forwards: Sequence[PortForward]) -> None:
-        links.remove_link(lease.tap)
+        links.remove_tap(lease.tap, self._owner())
         # Without our tables there is nothing to remove; those of an older vmm do not know all that is taken out.
-        if not self._firewall.dismiss(lease, forwards) and self._firewall.exists():
+        if not self._firewall.dismiss(lease, forwards):
+            if self._firewall.whose() not in (Whose.OURS, Whose.BEFORE):
+                return
             self.reconcile([(other, theirs) for other, theirs in self.running() if other != lease])
         with _told("What the kernel remembers of a machine's connections cannot be deleted."):
             conntrack.forget_machine(lease)
@@ -106,7 +121,7 @@ class HostNetwork(Value):
 
     def reconcile(self, attached: Attached) -> None:
         # Whole or not: one that an older vmm made gets what it lacks.
-        links.mend_bridge(self.bridge_name, self.subnet)
+        self._take_bridge(self._owner(make=True))
         # A machine that is both running and about to be attached would stand in it twice.
         wanted = _by_address(attached)
         while True:
@@ -121,7 +136,8 @@ class HostNetwork(Value):
 
     def restore(self) -> None:
         """Make bridge, firewall and taps what the machines that run now need, whoever comes and goes meanwhile."""
-        links.mend_bridge(self.bridge_name, self.subnet)
+        owner = self._owner(make=True)
+        self._take_bridge(owner)
         wanted = None
         while (known := _by_address(self.running())) != wanted:
             self._whole_firewall().replace(known.values())
@@ -132,7 +148,7 @@ class HostNetwork(Value):
             for lease, _ in known.values():
                 link = there.get(lease.tap)
                 if link and link.kind == "tun" and (link.has_carrier or not link.is_up):
-                    links.connect(lease, self.bridge_name)
+                    links.connect(lease, self.bridge_name, owner)
 
     def _follow(self, attached: Attached) -> None:
         """Do what the rules that were just made anew bring with them."""
@@ -144,11 +160,15 @@ class HostNetwork(Value):
 
     def differences(self, attached: Attached) -> list[str]:
         """Return what of bridge, firewall and taps is not as these machines need it, a sentence each."""
-        if not attached and not links.taps() and not self._firewall.exists():
+        owner = self._owner()
+        if not attached and not links.taps(owner) and self._firewall.whose() not in (Whose.OURS, Whose.BEFORE):
             # Nothing runs, and nothing was ever set up: the first start does.
             return []
+        trouble = self.trouble()
+        if trouble is not None:
+            return [f"{trouble.brief} {trouble.details} To mend it: {trouble.resolution}"]
         found: list[str] = []
-        if not links.bridge_is_whole(self.bridge_name, self.subnet):
+        if not links.bridge_is_whole(self.bridge_name, self.subnet, owner):
             found.append(f"the bridge {self.bridge_name} was gone, down, without its address, or not closed")
         found += self._whole_firewall().differences(attached)
         if others.is_dropped():
@@ -173,14 +193,11 @@ class HostNetwork(Value):
         self._whole_firewall().renew_ways()
 
     def taps(self) -> list[str]:
-        return links.taps()
+        return links.taps(self._owner())
 
     def remove_tap(self, tap: str) -> bool:
-        """Remove a tap; False when it is not there."""
-        if tap not in links.taps():
-            return False
-        links.remove_link(tap)
-        return True
+        """Remove a tap of ours that no process has open; False when there is none."""
+        return links.remove_tap(tap, self._owner())
 
     def port_is_bound(self, forward: PortForward) -> bool:
         kind = socket.SOCK_STREAM if forward.protocol is Protocol.TCP else socket.SOCK_DGRAM
@@ -203,14 +220,37 @@ class HostNetwork(Value):
             raise netlink.told(error, f"Whether the port {where} is free cannot be seen.") from error
         return False
 
-    def remove_all(self) -> None:
-        """Take everything that is vmm's off this host's network: taps, bridge, tables, and rules in others' chains."""
-        for tap in links.taps():
-            links.remove_link(tap)
-        links.remove_link(self.bridge_name)
-        with _told("The routing rules cannot be removed."):
-            policy.remove(self.bridge_name)
-        self._firewall.remove()
+    def remove_all(self) -> list[str]:
+        """Take everything that is vmm's off this host's network: taps, bridge, tables, and rules in others' chains.
+
+        Return what was left alone because someone else made it.
+        """
+        owner, found, trouble = self._owner(), links.every(), self.trouble()
+        gone = {link.name for link in found if owner.has_made(link)}
+        if trouble is None:
+            # What bears no mark is taken for ours only where nothing of someone else's is about.
+            gone |= {self.bridge_name, *(link.name for link in found if is_unmarked_tap(link))}
+        for name in sorted(gone):
+            links.remove_link(name)
+        firewall = self._firewall
+        if trouble is None or firewall.whose() is Whose.OURS:
+            with _told("The routing rules cannot be removed."):
+                for name in sorted(gone):
+                    policy.remove(name)
+            firewall.remove()
+        return [] if trouble is None else [f"{trouble.brief} {trouble.details}"]
+
+    def is_whole(self) -> bool:
+        """Whether the bridge is there, this vmm's own, up, has its address, and is closed."""
+        return links.bridge_is_whole(self.bridge_name, self.subnet, self._owner())
+
+    def trouble(self) -> NetworkError | None:
+        """Return why bridge, taps and tables are not this vmm's to change, None when they are."""
+        try:
+            refuse_foreign(self._owner(), self.bridge_name, self.subnet, self._firewall, self._known_taps)
+        except NetworkError as error:
+            return error
+        return None
 
     def is_dropped_by_others(self) -> bool:
         """Whether another firewall of this host drops what machines send."""
@@ -218,16 +258,33 @@ class HostNetwork(Value):
 
     def mend_bridge(self) -> None:
         """Make the bridge what it should be, and let the host forward."""
-        links.mend_bridge(self.bridge_name, self.subnet)
+        self._take_bridge(self._owner(make=True))
 
     def accept_where_others_drop(self) -> None:
         """Let the machines' traffic pass where another firewall of this host drops it and a rule of ours can help."""
         others.accept_where_they_drop()
 
-    def _look_at_bridge(self) -> None:
-        if not links.bridge_is_whole(self.bridge_name, self.subnet):
-            links.mend_bridge(self.bridge_name, self.subnet)
+    def _look_at_bridge(self, owner: Owner, *, coming: str) -> None:
+        if not links.bridge_is_whole(self.bridge_name, self.subnet, owner):
+            self._take_bridge(owner, coming=coming)
             others.accept_where_they_drop()
+
+    def _take_bridge(self, owner: Owner, *, coming: str = "") -> None:
+        """Make the bridge whole, where that is this vmm's to do; of two data directories that begin at once, one is.
+
+        `coming` is a tap that this vmm is about to make: one that stands under its name is not known to be ours.
+        """
+
+        def known() -> set[str]:
+            return self._known_taps() - {coming}
+
+        with files.locked(_LOCK, what="this host's network", timeout_s=_LOCK_S):
+            refuse_foreign(owner, self.bridge_name, self.subnet, self._firewall, known)
+            take(owner, self.bridge_name)
+            links.mend_bridge(self.bridge_name, self.subnet, owner)
+
+    def _known_taps(self) -> set[str]:
+        return {lease.tap for lease, _ in self.running()}
 
 
 @contextlib.contextmanager

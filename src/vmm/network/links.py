@@ -21,53 +21,67 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network
 
     from vmm.model.network import Lease
+    from vmm.network.ownership import Owner
 
 # linux/if_tun.h and linux/sockios.h
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-_SIOCGIFFLAGS, _SIOCGIFADDR = 0x8913, 0x8915
-_IFF_UP = 0x1
+_SIOCGIFADDR = 0x8915
 _ROUTES = Path("/proc/net/route")
 _SYSCTL = Path("/proc/sys/net/ipv4")
 _SYSCTL_6 = Path("/proc/sys/net/ipv6/conf")
 
 
-def bridge_is_whole(name: str, subnet: Subnet) -> bool:
-    """Whether the bridge is there, up, has its address, and is closed: two ioctls and a look at the routing rules."""
-    request = struct.pack("=16s24x", name.encode())
+def bridge_is_whole(name: str, subnet: Subnet, owner: Owner) -> bool:
+    """Whether the bridge is there, this vmm's own, up, has an address, and closed: three questions to the kernel."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-            flags = struct.unpack_from("=H", fcntl.ioctl(probe, _SIOCGIFFLAGS, request), 16)[0]
-            address = socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24])
-        closes = policy.stand(name, subnet)
+        found = netlink.look(name)
+        if found is None or found.kind != "bridge" or not found.is_up or found.alias != owner.mark:
+            return False
+        return address_of(name) == subnet.gateway and policy.stand(name, subnet)
     except OSError:
         # Whatever keeps us from looking is told by whoever mends it.
         return False
-    return bool(flags & _IFF_UP) and address == subnet.gateway and closes
 
 
-def mend_bridge(name: str, subnet: Subnet) -> None:
+def address_of(name: str) -> str | None:
+    """Return a link's first IPv4 address, None where it has none."""
+    request = struct.pack("=16s24x", name.encode())
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            return socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24])
+    except OSError:
+        return None
+
+
+def bridge_mac(subnet: Subnet) -> str:
+    """The MAC of the bridge: one of its own, for a bridge without one takes its ports', and changes it with them."""
+    from ipaddress import IPv4Address
+
+    return lease_for(IPv4Address(subnet.gateway)).mac
+
+
+def mend_bridge(name: str, subnet: Subnet, owner: Owner) -> None:
     """Make the bridge, or what it lacks of address and being up; and let the host forward.
+
+    What stands under this name must be known to be this vmm's.
 
     Raises:
         NetworkError: the subnet is in use elsewhere on the host, or the kernel refuses.
     """
     from ipaddress import IPv4Address
 
-    gateway = IPv4Address(subnet.gateway)
     try:
-        if not _exists(name):
+        if netlink.look(name) is None:
             _refuse_clash(name, subnet.network)
-            # A MAC of its own: a bridge without one takes its ports', and changes it as machines come and go.
-            mac = bytes.fromhex(lease_for(gateway).mac.replace(":", ""))
             with contextlib.suppress(FileExistsError):
-                netlink.make_bridge(name, mac)
+                netlink.make_bridge(name, bytes.fromhex(bridge_mac(subnet).replace(":", "")))
             # Someone removed it under running machines: they get their cable back.
-            for tap in taps():
-                connect(lease_for(IPv4Address(bytes.fromhex(tap.removeprefix("vmm-")))), name)
+            for tap in taps(owner):
+                connect(lease_for(IPv4Address(bytes.fromhex(tap.removeprefix("vmm-")))), name, owner)
         _without_ipv6(name)
         netlink.bridge_group_frames(name)
-        netlink.set_up(name)
+        netlink.set_up(name, alias=owner.mark)
         netlink.add_address(name, subnet.gateway, subnet.prefix_length, str(subnet.network.broadcast_address))
         (_SYSCTL / "ip_forward").write_text("1", encoding="ascii")
         for key in ("accept_redirects", "send_redirects"):
@@ -96,16 +110,19 @@ def routes_localnet(bridge: str) -> bool:
         return False
 
 
-def make_tap(lease: Lease, bridge: str, *, uid: int) -> None:
+def make_tap(lease: Lease, bridge: str, owner: Owner, *, uid: int) -> None:
     """Make a tap that stays, and put it on the bridge, isolated from the other ports. Only root and `uid` may open it.
 
     It lets in only what its machine may send: `tap_filter`.
 
     Raises:
-        NetworkError: there is no /dev/net/tun, the tap is in use, or the kernel refuses.
+        NetworkError: there is no /dev/net/tun, the tap is in use or someone else's, or the kernel refuses.
     """
     tap = lease.tap
     try:
+        there = netlink.look(tap)
+        if there is not None and not _may_be(there, owner):
+            raise _foreign(there)
         # No child of ours may have it open a moment longer than we do: it would be busy for the engine. And one at a
         # time, because the sysctl of a link takes the kernel's lock on all links by trying again and again: 50 taps by
         # 50 threads took 300 ms and more, one after the other 20.
@@ -120,7 +137,7 @@ def make_tap(lease: Lease, bridge: str, *, uid: int) -> None:
                 fcntl.ioctl(fd, _TUNSETPERSIST, 1)
             finally:
                 os.close(fd)
-            connect(lease, bridge)
+            connect(lease, bridge, owner)
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise NetworkError(
@@ -131,11 +148,11 @@ def make_tap(lease: Lease, bridge: str, *, uid: int) -> None:
         raise netlink.told(error, f"The tap {tap} cannot be made.") from error
 
 
-def connect(lease: Lease, bridge: str) -> None:
+def connect(lease: Lease, bridge: str, owner: Owner) -> None:
     """Put a tap that is there on its bridge as it should be. May raise OSError."""
     _without_ipv6(lease.tap)
     tap_filter.attach(netlink.index_of(lease.tap), lease)
-    netlink.join_bridge(lease.tap, bridge)
+    netlink.join_bridge(lease.tap, bridge, alias=owner.mark)
 
 
 def tap_differences(lease: Lease, bridge: str, known: Mapping[str, netlink.Link]) -> list[str]:
@@ -166,20 +183,52 @@ def _is_filtered(index: int, lease: Lease) -> bool:
 
 
 def remove_link(name: str) -> None:
-    """Remove a tap or bridge; none is no error."""
+    """Remove a link that is known to be vmm's; none is no error."""
     try:
         netlink.remove_link(name)
     except OSError as error:
         raise netlink.told(error, f"The link {name} cannot be removed.") from error
 
 
-def taps() -> list[str]:
-    """Return the names of vmm's taps on this host."""
+def remove_tap(tap: str, owner: Owner) -> bool:
+    """Remove a tap of this vmm's that no process has open; False when there is none, or it is left alone."""
     try:
-        names = [name for _, name in socket.if_nameindex()]
+        there = netlink.look(tap)
+    except OSError as error:
+        raise netlink.told(error, f"The tap {tap} cannot be looked at.") from error
+    if there is None or not _may_be(there, owner) or there.is_open:
+        return False
+    remove_link(tap)
+    return True
+
+
+def taps(owner: Owner) -> list[str]:
+    """Return the names of this vmm's taps on this host."""
+    return [link.name for link in every() if is_tap_name(link.name) and _may_be(link, owner)]
+
+
+def every() -> list[netlink.Link]:
+    """Return every link of this host."""
+    try:
+        return list(netlink.links().values())
     except OSError as error:
         raise netlink.told(error, "This host's links cannot be listed.") from error
-    return [name for name in names if name.startswith("vmm-") and _is_tap_name(name)]
+
+
+def _may_be(link: netlink.Link, owner: Owner) -> bool:
+    """Whether a link with a name of ours is a tap of this vmm's.
+
+    The version before left no mark, and so does a command that is killed between making a tap and marking it.
+    """
+    return link.kind == "tun" and (owner.has_made(link) or not link.alias)
+
+
+def _foreign(link: netlink.Link) -> NetworkError:
+    return NetworkError(
+        f"The link {link.name} is not this vmm's.",
+        details=f"It stands where the machine's tap is to be: {link.kind or 'a device'}, alias {link.alias!r}.",
+        resolution=f"Look at it (ip -d link show {link.name}); if nobody needs it: sudo ip link delete {link.name}",
+    )
 
 
 def _without_ipv6(name: str) -> None:
@@ -197,19 +246,10 @@ def has_ipv6(name: str) -> bool:
         return False
 
 
-def _is_tap_name(name: str) -> bool:
+def is_tap_name(name: str) -> bool:
+    """Whether a link has the name of one of vmm's taps."""
     suffix = name.removeprefix("vmm-")
-    return len(suffix) == 8 and all(letter in "0123456789abcdef" for letter in suffix)
-
-
-def _exists(name: str) -> bool:
-    try:
-        netlink.index_of(name)
-    except OSError as error:
-        if error.errno != errno.ENODEV:
-            raise
-        return False
-    return True
+    return len(suffix) == 8 and name != suffix and all(letter in "0123456789abcdef" for letter in suffix)
 
 
 def _refuse_clash(name: str, network: IPv4Network) -> None:

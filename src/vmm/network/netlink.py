@@ -33,6 +33,9 @@ _GROUP_FRAMES = 0xFFF8
 _IFLA_BRPORT_ISOLATED = 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFLA_INFO_SLAVE_DATA = 5
+_IFLA_IFALIAS, _IFLA_EXT_MASK, _IFLA_CARRIER = 20, 29, 33
+# RTEXT_FILTER_SKIP_STATS: half of what the kernel would say of a link.
+_SKIP_STATS = 8
 NETFILTER = 12  # linux/netlink.h
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _LINK_HEAD = struct.Struct("=BxHiII")
@@ -65,18 +68,23 @@ def add_address(name: str, address: str, prefix_length: int, broadcast: str) -> 
     send([(_NEWADDR, CREATE | REPLACE, head + b"".join(attribute(kind, data) for kind, data in parts))])
 
 
-def set_up(name: str) -> None:
-    send([(_NEWLINK, 0, link_head(index_of(name), up=True))])
+def set_up(name: str, *, alias: str) -> None:
+    """Set a link up, with an alias that says whose it is (ip-link(8) shows it)."""
+    send([(_NEWLINK, 0, link_head(index_of(name), up=True) + _alias(alias))])
 
 
-def join_bridge(tap: str, bridge: str) -> None:
+def set_alias(name: str, alias: str) -> None:
+    send([(_NEWLINK, 0, link_head(index_of(name)) + _alias(alias))])
+
+
+def join_bridge(tap: str, bridge: str, *, alias: str) -> None:
     """Put a link on a bridge, as a port that is isolated from the others, and set it up."""
     index = index_of(tap)
     master = attribute(_IFLA_MASTER, struct.pack("=I", index_of(bridge)))
     isolated = attribute(_IFLA_PROTINFO | NESTED, attribute(_IFLA_BRPORT_ISOLATED, b"\1"))
     send(
         [
-            (_NEWLINK, 0, link_head(index) + master),
+            (_NEWLINK, 0, link_head(index) + master + _alias(alias)),
             (_SETLINK, 0, link_head(index, family=socket.AF_BRIDGE) + isolated),
             # Up last: no frame passes before the port is isolated.
             (_NEWLINK, 0, link_head(index, up=True)),
@@ -85,7 +93,10 @@ def join_bridge(tap: str, bridge: str) -> None:
 
 
 class Link(Value):
-    """A link of the host: `master` is the index of the bridge that it is a port of."""
+    """A link of the host: `master` is the index of the bridge that it is a port of.
+
+    `is_open` of a tap: a process has it open, whether the link is up or not.
+    """
 
     name: str
     index: int
@@ -94,27 +105,49 @@ class Link(Value):
     has_carrier: bool
     master: int
     isolated: bool
+    is_open: bool
+    alias: str
+    mac: str
 
 
 def links() -> dict[str, Link]:
     """Return the host's links by their names. May raise OSError."""
-    found: dict[str, Link] = {}
-    for body in dump(_GETLINK, link_head(0)):
-        _, _, index, flags, _ = _LINK_HEAD.unpack_from(body)
-        parts = attributes(body, _LINK_HEAD.size)
-        info = attributes(parts.get(_IFLA_LINKINFO, b""))
-        port = attributes(info.get(_IFLA_INFO_SLAVE_DATA, b""))
-        name = parts.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-        found[name] = Link(
-            name=name,
-            index=index,
-            kind=info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
-            is_up=bool(flags & _IFF_UP),
-            has_carrier=bool(flags & _IFF_LOWER_UP),
-            master=struct.unpack("=I", parts.get(_IFLA_MASTER, b"\0\0\0\0"))[0],
-            isolated=port.get(_IFLA_BRPORT_ISOLATED) == b"\1",
-        )
-    return found
+    each = map(_read_link, dump(_GETLINK, link_head(0)))
+    return {link.name: link for link in each}
+
+
+def look(name: str) -> Link | None:
+    """Return a link, None when there is none of that name. May raise OSError."""
+    mask = attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATS))
+    body = link_head(0) + attribute(_IFLA_IFNAME, name.encode() + b"\0") + mask
+    with _connection(socket.NETLINK_ROUTE) as connection:
+        connection.send(_HEADER.pack(_HEADER.size + len(body), _GETLINK, _REQUEST, 1, 0) + body)
+        for kind, content in _messages(connection.recv(1 << 16)):
+            if kind != _ERROR:
+                return _read_link(content)
+            code = -struct.unpack_from("=i", content)[0]
+            if code != errno.ENODEV:
+                raise OSError(code, os.strerror(code))
+    return None
+
+
+def _read_link(body: bytes) -> Link:
+    _, _, index, flags, _ = _LINK_HEAD.unpack_from(body)
+    parts = attributes(body, _LINK_HEAD.size)
+    info = attributes(parts.get(_IFLA_LINKINFO, b""))
+    port = attributes(info.get(_IFLA_INFO_SLAVE_DATA, b""))
+    return Link(
+        name=parts.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+        index=index,
+        kind=info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
+        is_up=bool(flags & _IFF_UP),
+        has_carrier=bool(flags & _IFF_LOWER_UP),
+        master=struct.unpack("=I", parts.get(_IFLA_MASTER, b"\0\0\0\0"))[0],
+        isolated=port.get(_IFLA_BRPORT_ISOLATED) == b"\1",
+        is_open=parts.get(_IFLA_CARRIER, b"\1") != b"\0",
+        alias=os.fsdecode(parts.get(_IFLA_IFALIAS, b"").rstrip(b"\0")),
+        mac=parts.get(_IFLA_ADDRESS, b"").hex(":"),
+    )
 
 
 def remove_link(name: str) -> None:
@@ -150,6 +183,11 @@ def told(error: OSError, brief: str) -> NetworkError:
 def link_head(index: int, *, family: int = socket.AF_UNSPEC, up: bool = False) -> bytes:
     flags = _IFF_UP if up else 0
     return _LINK_HEAD.pack(family, 0, index, flags, flags)
+
+
+def _alias(text: str) -> bytes:
+    # linux/if.h: IFALIASZ is 256, with a NUL.
+    return attribute(_IFLA_IFALIAS, os.fsencode(text)[:255])
 
 
 def attribute(kind: int, data: bytes) -> bytes:

@@ -36,6 +36,8 @@ delete table ip vmm
 add table bridge vmm
 delete table bridge vmm
 table ip vmm {{
+  chain {owner} {{
+  }}
   set machines {{ type ipv4_addr; }}
   set own {{ type ipv4_addr . ipv4_addr; }}
   set uplinks {{ type ifname; }}
@@ -138,6 +140,8 @@ table ip vmm {{
   }}
 }}
 table bridge vmm {{
+  chain {owner} {{
+  }}
   set senders {{ type ifname . ether_addr . ipv4_addr; }}
   chain prerouting {{
     type filter hook prerouting priority -300; policy accept;
@@ -164,6 +168,8 @@ _TABLES_6 = """
 add table ip6 vmm
 delete table ip6 vmm
 table ip6 vmm {{
+  chain {owner} {{
+  }}
   chain prerouting {{
     type filter hook prerouting priority -300; policy accept;
     iifname "{taps}" drop
@@ -173,9 +179,10 @@ table ip6 vmm {{
 """
 
 
-def rendered(*, bridge: str, subnet: Subnet, allowed: Sequence[str], connections: int, ipv6: bool) -> str:
+def rendered(*, owner: str, bridge: str, subnet: Subnet, allowed: Sequence[str], connections: int, ipv6: bool) -> str:
     """Return the commands that put the tables there anew, without elements. `allowed` are networks (CIDR)."""
     return (_TABLES + (_TABLES_6 if ipv6 else "")).format(
+        owner=owner,
         bridge=bridge,
         subnet=subnet.cidr,
         taps=tap_pattern(subnet),
@@ -207,7 +214,7 @@ def rule_counts(tables: str) -> dict[tuple[str, str], int]:
         words = line.split()
         if words[:1] == ["table"]:
             family = words[1]
-        elif words[:1] == ["chain"]:
+        elif words[:1] == ["chain"] and not words[1].startswith("of_"):
             chain = words[1]
             counts[family, chain] = 0
         elif words == ["}"]:

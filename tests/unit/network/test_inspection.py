@@ -11,7 +11,7 @@ from vmm.network import inspection, tables
 from vmm.network.firewall import Firewall
 
 SUBNET = checked_subnet("172.16.0.0/16", "172.16.0.1")
-WALL = Firewall(bridge="vmm-br0", subnet=SUBNET)
+WALL = Firewall(bridge="vmm-br0", subnet=SUBNET, owner="of_0123456789abcdef")
 A, B = lease_for(IPv4Address("172.16.0.2")), lease_for(IPv4Address("172.16.0.3"))
 WEB = PortForward(machine="a", protocol=Protocol.TCP, host_port=8080, guest_port=80)
 DNS = PortForward(machine="a", protocol=Protocol.UDP, host_address="127.0.0.1", host_port=53, guest_port=5353)

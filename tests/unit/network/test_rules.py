@@ -13,6 +13,7 @@ from vmm.network.host_network import HostNetwork
 
 LEASE = lease_for(IPv4Address("172.16.0.2"))
 OTHER = lease_for(IPv4Address("172.16.0.3"))
+OWNER = "of_0123456789abcdef"
 SUBNET = checked_subnet("172.16.0.0/16", "172.16.0.1")
 
 
@@ -47,7 +48,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_whole_firewall_is_one_transaction(said: list[str]) -> None:
-    wall = Firewall(bridge="br7", subnet=checked_subnet("10.77.0.0/24", "10.77.0.1"), uplinks=("eth9",))
+    wall = Firewall(bridge="br7", owner=OWNER, subnet=checked_subnet("10.77.0.0/24", "10.77.0.1"), uplinks=("eth9",))
     forward = PortForward(machine="m", protocol=Protocol.UDP, host_address="127.0.0.1", host_port=53, guest_port=5353)
     wall.replace([(LEASE, (forward,))])
     (text,) = said
@@ -61,9 +62,12 @@ def test_the_whole_firewall_is_one_transaction(said: list[str]) -> None:
 
 
 def test_what_is_not_there_can_be_taken_away(said: list[str]) -> None:
-    wall = Firewall(bridge="b", subnet=checked_subnet("10.77.0.0/24", "10.77.0.1"))
+    wall = Firewall(bridge="b", owner=OWNER, subnet=checked_subnet("10.77.0.0/24", "10.77.0.1"))
     wall.dismiss(LEASE, ())
     lines = said[0].splitlines()
+    # First what fails where the tables are another vmm's, and with it all the rest.
+    assert lines[:2] == [f"flush chain {family} vmm {OWNER}" for family in ("ip", "bridge")]
+    lines = lines[2:]
     added, deleted = lines[: len(lines) // 2], lines[len(lines) // 2 :]
     assert added == [line.replace("delete element", "add element") for line in deleted]
     assert all(line.startswith("delete element") for line in deleted)
@@ -73,12 +77,12 @@ def test_what_is_not_there_can_be_taken_away(said: list[str]) -> None:
 
 @pytest.mark.fault(2, 29)
 def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
-    said: list[str], monkeypatch: pytest.MonkeyPatch
+    said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Two commands at once: one renders the tables from what it has read, the other adds its machine meanwhile."""
     forward = PortForward(machine="m", protocol=Protocol.TCP, host_port=80, guest_port=80)
     reads = [[(LEASE, [])], [(LEASE, [forward]), (OTHER, [])], [(LEASE, [forward]), (OTHER, [])]]
-    monkeypatch.setattr(links, "mend_bridge", lambda name, subnet: None)
+    monkeypatch.setattr(HostNetwork, "_take_bridge", lambda self, owner, **_: None)
     monkeypatch.setattr(others, "accept_where_they_drop", lambda: None)
     monkeypatch.setattr(links, "route_localnet", lambda bridge, *, on: None)
     monkeypatch.setattr(conntrack, "forget_before", lambda lease, forwards: None)
@@ -86,7 +90,7 @@ def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
     def running() -> list[tuple[Lease, list[PortForward]]]:
         return reads.pop(0)
 
-    network = HostNetwork(bridge_name="b", subnet=SUBNET, host_interface=None, running=running)
+    network = HostNetwork(bridge_name="b", subnet=SUBNET, host_interface=None, data_dir=tmp_path, running=running)
     network.reconcile(running())
     assert reads == []
     assert len(said) == 2
@@ -96,12 +100,16 @@ def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
 
 
 @pytest.mark.fault(29)
-def test_what_has_not_changed_is_replaced_once(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "mend_bridge", lambda name, subnet: None)
+def test_what_has_not_changed_is_replaced_once(
+    said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(HostNetwork, "_take_bridge", lambda self, owner, **_: None)
     monkeypatch.setattr(others, "accept_where_they_drop", lambda: None)
     monkeypatch.setattr(links, "route_localnet", lambda bridge, *, on: None)
     monkeypatch.setattr(conntrack, "forget_before", lambda lease, forwards: None)
-    network = HostNetwork(bridge_name="b", subnet=SUBNET, host_interface=None, running=lambda: [(LEASE, [])])
+    network = HostNetwork(
+        bridge_name="b", subnet=SUBNET, host_interface=None, data_dir=tmp_path, running=lambda: [(LEASE, [])]
+    )
     # `OTHER` is about to be attached, and recorded as running only afterwards.
     network.reconcile([(LEASE, ()), (OTHER, ())])
     assert len(said) == 1

@@ -98,8 +98,11 @@ def teardown_command() -> None:
     from vmm.app.setup import teardown
 
     require_root("teardown")
-    teardown(settings().site())
-    settings().say("Bridge, taps and firewall tables are gone.")
+    left = teardown(settings().site())
+    for what in left:
+        click.echo(what, err=True)
+    if not left:
+        settings().say("Bridge, taps and firewall tables are gone.")
 
 
 def _report(done: str, outcomes: "Sequence[Outcome]") -> int:
