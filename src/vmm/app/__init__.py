@@ -17,7 +17,7 @@ from vmm.model.machine import EngineName, Machine, ProcessIdentity, UnreadableRe
 from vmm.model.network import place_in
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from vmm.app.facts import HostFacts
     from vmm.config import Config
@@ -52,9 +52,15 @@ def require_root(command: str) -> None:
         )
 
 
-def open_site(*, data_dir: Path | None = None, config_file: Path | None = None, read_only: bool = False) -> HostSite:
-    """Return this host's vmm; `read_only` for commands that any user may give."""
-    return HostSite(load_config(data_dir=data_dir, config_file=config_file), read_only=read_only)
+def open_site(
+    *,
+    data_dir: Path | None = None,
+    config_file: Path | None = None,
+    read_only: bool = False,
+    tell: Callable[[str], None] | None = None,
+) -> HostSite:
+    """Return this host's vmm; `read_only` for commands that any user may give. `tell` is told what the user should."""
+    return HostSite(load_config(data_dir=data_dir, config_file=config_file), read_only=read_only, tell=tell)
 
 
 class HostProcesses:
@@ -112,9 +118,10 @@ class HostProcesses:
 class HostSite:
     """The `Site` of this host."""
 
-    def __init__(self, config: Config, *, read_only: bool = False) -> None:
+    def __init__(self, config: Config, *, read_only: bool = False, tell: Callable[[str], None] | None = None) -> None:
         self.config = config
         self.read_only = read_only
+        self._tell = tell
 
     @property
     def subnet(self) -> Subnet:
@@ -204,7 +211,13 @@ class HostSite:
         from vmm.storage.store import SqliteStore
 
         paths = self.config.paths
-        return SqliteStore(path=paths.database, locks=paths.locks, read_only=self.read_only, disks=paths.machines)
+        return SqliteStore(
+            path=paths.database,
+            locks=paths.locks,
+            read_only=self.read_only,
+            disks=paths.machines,
+            tell=self._tell,
+        )
 
     @property
     def processes(self) -> HostProcesses:

@@ -39,7 +39,14 @@ class Settings:
             import logging
 
             logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
-        site = open_site(data_dir=self.data_dir, config_file=self.config_file, read_only=read_only)
+        told: set[str] = set()
+
+        def tell(what: str) -> None:
+            if what not in told:
+                told.add(what)
+                click.echo(f"vmm: {what}", err=True)
+
+        site = open_site(data_dir=self.data_dir, config_file=self.config_file, read_only=read_only, tell=tell)
         site.revive_supervisor()
         return site
 

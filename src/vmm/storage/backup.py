@@ -14,7 +14,7 @@ from vmm import TYPE_CHECKING
 from vmm.errors import StateError
 from vmm.host import files
 from vmm.model.value import Value
-from vmm.storage import schema
+from vmm.storage import readable, schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -103,6 +103,8 @@ def examine(path: Path) -> Condition:
     """Look through a database file, from its first page to its last; nothing in it is changed."""
     try:
         path.stat()
+        if not os.access(path, os.R_OK) and (found := readable.image(path)) is not None and not found.is_current:
+            return Condition(unreachable=readable.why_old(path))
         with contextlib.closing(open_for_reading(path)) as connection:
             return _condition(connection, path)
     except FileNotFoundError:
@@ -153,6 +155,8 @@ def _condition(connection: sqlite3.Connection, path: Path) -> Condition:
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """Open a database for reading. One that a killed command left within a write is mended, where we may write it."""
+    if not os.access(path, os.R_OK) and (found := readable.image(path)) is not None:
+        return readable.connected(found)
     # What a URI takes for its own is written as its code.
     quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     connection = sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None)
@@ -199,7 +203,7 @@ def draft_by(fill: Callable[[Path], None], database: Path) -> Generator[Path]:
         with _told(database):
             _empty(draft)
             fill(draft)
-            draft.chmod(0o644)
+            draft.chmod(0o600)
             _flush(draft)
         yield draft
 
@@ -241,7 +245,12 @@ def _copy(connection: sqlite3.Connection, path: Path, *, prefix: str) -> Path:
         # SQLite flushes no copy that it makes by VACUUM INTO.
         _flush(partial)
         partial.replace(copy)
-        files.flush_directory(directory)
+        try:
+            files.flush_directory(directory)
+        except BaseException:
+            # It was said that there is none.
+            copy.unlink(missing_ok=True)
+            raise
     by_hand = prefix == "vmm-"
     for old in [found for found in copies(path) if found.by_hand is by_hand][MOST:]:
         old.path.unlink(missing_ok=True)

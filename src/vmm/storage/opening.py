@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 
 from vmm import TYPE_CHECKING
 from vmm.errors import VmmError
 from vmm.model.value import Value
-from vmm.storage import schema, trouble
+from vmm.storage import readable, schema, trouble
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # Every write waits this long for another's (measured with 20 processes: BEGIN IMMEDIATE with it never failed).
@@ -19,22 +21,30 @@ BUSY_S = 5.0
 
 
 class Opening(Value):
-    """The database at `path`. `looks_only`: without any right to write. `disks` is where machines lie."""
+    """The database at `path`. `looks_only`: without any right to write. `disks` is where machines lie.
+
+    `tell` is told where what is read may be of before.
+    """
 
     path: Path
     looks_only: bool
     disks: Path | None
+    tell: Callable[[str], None] | None = None
 
     def for_writing(self) -> sqlite3.Connection:
-        if not self.path.exists():
+        mode = self._mode()
+        if mode is not None and mode & 0o077 and os.geteuid() == 0:
+            readable.make_private(self.path)
+        if mode is None:
             from vmm.host import files
 
             self._refuse_lost(0)
             files.refuse_network_file_system(self.path.parent)
             files.make_dir(self.path.parent)
             with contextlib.suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-                self.path.chmod(0o644)
+                # Whoever could open it could lock it: what users read is a copy.
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                self.path.chmod(0o600)
         connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         try:
             connection.execute("PRAGMA foreign_keys = ON")
@@ -53,6 +63,12 @@ class Opening(Value):
             raise
         return connection
 
+    def _mode(self) -> int | None:
+        try:
+            return self.path.stat().st_mode
+        except FileNotFoundError:
+            return None
+
     def for_reading(self) -> sqlite3.Connection:
         # Looking makes no database where there is none.
         if self.looks_only or not self.path.exists():
@@ -67,6 +83,8 @@ class Opening(Value):
         """Open what is there for reading; an empty or an older one is read as a copy in memory, brought up to date."""
         if not self.path.exists():
             return self._in_memory(None, 0)
+        if not os.access(self.path, os.R_OK):
+            return self._copied()
         try:
             self._finish_interrupted()
             return self._as_it_is()
@@ -74,6 +92,24 @@ class Opening(Value):
             if "readonly" not in str(error):
                 raise
             return self._undone_elsewhere()
+
+    def _copied(self) -> sqlite3.Connection:
+        """Open the copy that any user may read."""
+        found = readable.image(self.path)
+        if found is None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
+        if not found.is_current and self.tell is not None:
+            self.tell(f"What is shown may be of before: {readable.why_old(self.path)}. As it is now: sudo vmm list")
+        connection = readable.connected(found)
+        try:
+            version = schema.read_version(connection, str(self.path))
+            self._refuse_lost(version)
+            if version != schema.VERSION:
+                schema.migrate(connection, str(self.path))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _undone_elsewhere(self) -> sqlite3.Connection:
         """Return a copy in memory, without what a killed command was writing, where that cannot be undone in place."""

@@ -12,11 +12,11 @@ from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentit
 from vmm.model.network import PortForward, Subnet, free_address, lease_for
 from vmm.model.text import MOST_LETTERS, harmless
 from vmm.model.value import Value
-from vmm.storage import rows, trouble
+from vmm.storage import readable, rows, trouble
 from vmm.storage.opening import BUSY_S, Opening
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from vmm.model.event import Event, Happening
@@ -34,7 +34,8 @@ _removed: set[str] = set()
 class SqliteStore(Value):
     """What vmm remembers. `read_only` opens without any right to write, as a user without root does.
 
-    `disks` is where machines lie: an empty database is refused where some do.
+    `disks` is where machines lie: an empty database is refused where some do. `tell` is told where what a user reads may
+    be of before.
 
     A connection is opened for each call: that takes 0.1 ms, and leaves nothing to share between threads or to close.
     """
@@ -43,6 +44,7 @@ class SqliteStore(Value):
     locks: Path
     read_only: bool = False
     disks: Path | None = None
+    tell: Callable[[str], None] | None = None
 
     def machines(self) -> Sequence[Machine | UnreadableRecord]:
         with self._reading() as connection:
@@ -286,12 +288,15 @@ class SqliteStore(Value):
 
     @property
     def _opening(self) -> Opening:
-        return Opening(path=self.path, looks_only=self.read_only, disks=self.disks)
+        return Opening(path=self.path, looks_only=self.read_only, disks=self.disks, tell=self.tell)
 
     @contextlib.contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:
         told = trouble.told(self.path, busy_s=BUSY_S)
         with told, _in_turn(), contextlib.closing(self._opening.for_reading()) as connection:
+            if not self.read_only:
+                # A command that was killed between its commit and this.
+                readable.renew(connection, self.path)
             yield connection
 
     @contextlib.contextmanager
@@ -303,12 +308,15 @@ class SqliteStore(Value):
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                readable.announce(self.path)
                 connection.execute("COMMIT")
             except BaseException:
                 # A full disk makes SQLite roll back by itself.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            finally:
+                readable.renew(connection, self.path)
         from vmm.storage import reserve
 
         reserve.renew(self.path.parent)
