@@ -72,7 +72,7 @@ _open: dict[Path, int] = {}
 
 
 def announce(database: Path) -> None:
-    """Let it be seen that the copies may soon be of before: a command that is killed then is told from one that was not.
+    """Let it be seen that the copies may soon be of before, should this command be killed.
 
     Not for more than that: whatever keeps us from it does not keep root from writing.
     """
@@ -107,13 +107,14 @@ def image(database: Path) -> Image | None:
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         found = _newest(database)
-        if found is None:
+        late = time.monotonic() - deadline
+        if found is None or late > _PATIENCE_S:
             return None
         place, head = found
         path = database.with_name(_NAMES[place])
         content = _content(path, head)
         is_current = content is not None and path.stat().st_mtime_ns != 0 and head.stamp == _stamp(database)
-        if content is not None and (is_current or time.monotonic() > deadline):
+        if content is not None and (is_current or late > 0):
             return Image(content=content, is_current=is_current) if _is_whole(content, head) else None
         time.sleep(_POLL_S)
 
@@ -128,8 +129,8 @@ def connected(found: Image) -> sqlite3.Connection:
 def why_old(database: Path) -> str:
     """Return what keeps the copy from being of now, as far as anyone can see it."""
     if database.with_name(f"{database.name}-journal").exists():
-        return "a vmm command was killed while it wrote; the next one of root takes that back"
-    return "the database was changed since by something else than a vmm command that came to its end"
+        return "a vmm command is at it, or was killed while it wrote: the next one of root takes that back"
+    return "a vmm command was killed before it was done, or something other than vmm changed the database"
 
 
 def make_private(database: Path) -> None:
@@ -150,13 +151,13 @@ def make_private(database: Path) -> None:
 
 def _bytes_of(database: Path, staging: Path) -> bytes:
     """Return a database as it is, without what a killed command had begun to write, whoever has it locked."""
-    with contextlib.suppress(sqlite3.OperationalError):
-        with contextlib.closing(sqlite3.connect(database, timeout=_LOCK_S, isolation_level=None)) as connection:
-            # A vmm of before that is at work ends first. Someone else's lock is no reason to wait.
-            with contextlib.suppress(sqlite3.OperationalError):
-                connection.execute("BEGIN IMMEDIATE")
-            connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
-            return connection.serialize()
+    connection = sqlite3.connect(database, timeout=_LOCK_S, isolation_level=None)
+    with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(connection):
+        # A vmm of before that is at work ends first. Someone else's lock is no reason to wait.
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("BEGIN IMMEDIATE")
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+        return connection.serialize()
     import shutil
 
     copy = staging / "undone.db"

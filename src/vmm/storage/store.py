@@ -34,8 +34,8 @@ _removed: set[str] = set()
 class SqliteStore(Value):
     """What vmm remembers. `read_only` opens without any right to write, as a user without root does.
 
-    `disks` is where machines lie: an empty database is refused where some do. `tell` is told where what a user reads may
-    be of before.
+    `disks` is where machines lie: an empty database is refused where some do. `tell` is told where what a user reads
+    may be of before.
 
     A connection is opened for each call: that takes 0.1 ms, and leaves nothing to share between threads or to close.
     """

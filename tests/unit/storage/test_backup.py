@@ -220,7 +220,7 @@ def test_what_a_killed_write_left_is_not_played_back_into_the_new_database(store
     assert not journal.exists()
     assert (kept.read_bytes(), kept.with_name(kept.name + "-journal").read_bytes()) == halves
     assert [record.name for record in store.machines()] == ["a", "b"]
-    assert mode_of(store.path) == 0o644
+    assert mode_of(store.path) == 0o600
     # And what was kept is whole: its own journal takes the half write back.
     assert backup.examine(kept) == backup.Condition(version=schema.VERSION, machines=2)
 

@@ -230,7 +230,7 @@ def test_the_database_is_not_writable_by_others_under_any_umask(store: SqliteSto
             pass
     finally:
         os.umask(old)
-    assert store.path.stat().st_mode & 0o777 == 0o644
+    assert store.path.stat().st_mode & 0o777 == 0o600
     assert store.path.parent.stat().st_mode & 0o777 == 0o755
     assert (store.locks / "m").stat().st_mode & 0o777 == 0o600
 
