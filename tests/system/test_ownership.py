@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,19 @@ def everything(host: Host) -> tuple[str, str]:
     links = json.loads(host.run("ip", "-j", "-d", "link").stdout)
     shown = sorted(f"{link['ifname']} {link.get('master')} {link.get('ifalias')}" for link in links)
     return "\n".join(shown), host.run("nft", "list", "ruleset").stdout
+
+
+@contextlib.contextmanager
+def unmarked(host: Host) -> Iterator[None]:
+    """Have the host's links as the version before left them, and nobody who mends that."""
+    watching = host.supervisors()
+    for pid in watching:
+        os.kill(pid, signal.SIGSTOP)
+    for link in ("vmm-br0", "vmm-ac100002"):
+        host.run("ip", "link", "set", link, "alias", "")
+    yield
+    for pid in watching:
+        os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -105,6 +119,8 @@ def test_whoever_gave_the_network_up_does_not_keep_it(first: Host, tmp_path: Pat
         # It took its id along: it is the same one still.
         replace(second, data_dir=moved).start("b")
         replace(second, data_dir=moved).vmm("stop", "--force", "b")
+        wait_for(lambda: replace(second, data_dir=moved).processes() == [], timeout=10)
+        wait_for(lambda: second.processes() == [], timeout=10)
         shutil.rmtree(moved)
         # Now nothing of it is left but what is in the kernel.
         first.start("a")
@@ -212,11 +228,16 @@ def test_an_empty_bridge_goes_when_the_machines_get_another(first: Host) -> None
 def test_what_the_version_before_made_is_taken_over_with_its_machines(first: Host) -> None:
     """It left no marks: its bridge is known by its MAC and its ports, its taps by the machines that run."""
     pid = first.start("a")
-    for link in ("vmm-br0", "vmm-ac100002"):
-        first.run("ip", "link", "set", link, "alias", "")
+    with unmarked(first):
+        _is_taken_over(first, pid)
+    first.vmm("delete", "--force", "c")
+    first.vmm("stop", "--force", "a")
+
+
+def _is_taken_over(first: Host, pid: int) -> None:
     rules = first.run("nft", "list", "ruleset").stdout
     before, changed = re.subn(r"\tchain of_\w+ \{\s*\}\n", "", rules)
-    assert changed == 2
+    assert changed == 3  # families: ip, bridge, ip6
     first.run("nft", "-f", "-", input=f"flush ruleset\n{before}")
     assert "of_" not in first.run("nft", "list", "ruleset").stdout
     first.vmm("create", "c", *SMALL)
@@ -226,18 +247,14 @@ def test_what_the_version_before_made_is_taken_over_with_its_machines(first: Hos
     assert len(re.findall(rf"vmm [0-9a-f]{{16}} {first.data_dir}$", links, re.MULTILINE)) == 3
     assert "chain of_" in now
     assert "172.16.0.2" in now
-    first.vmm("delete", "--force", "c")
-    first.vmm("stop", "--force", "a")
 
 
 @pytest.mark.fault(45)
 def test_unmarked_taps_of_machines_that_are_not_known_here_are_not_taken(first: Host, tmp_path: Path) -> None:
     """Two data directories of the version before: whoever comes to the other's host with this version is refused."""
     first.start("a")
-    for link in ("vmm-br0", "vmm-ac100002"):
-        first.run("ip", "link", "set", link, "alias", "")
-    before = everything(first)
-    with another(first, tmp_path) as second:
+    with unmarked(first), another(first, tmp_path) as second:
+        before = everything(first)
         assert "does not know" in second.fails("start", "b")
         second.vmm("teardown", check=False)
         assert everything(first)[0] == before[0]

@@ -94,7 +94,7 @@ def living(other: Owner, links: Sequence[Link]) -> list[str]:
 
 def _make_id(path: Path) -> None:
     """Give a data directory its id; of two commands that do so at once the first one's counts."""
-    files.make_dir(path.parent)
+    # Its directory is not made: a data directory that was removed under machines that run stays removed.
     # As `files.write_atomic` names what it has not renamed yet: what a killed command leaves is removed in time.
     draft = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     files.write_atomic(draft, f"{os.urandom(8).hex()}\n")
