@@ -181,8 +181,9 @@ class FakeProcesses:
         if not self.immortal:
             self.end(process)
 
-    def find(self, marker: str) -> ProcessIdentity | None:
-        return self.find_all((marker,)).get(marker)
+    def find(self, *markers: str) -> ProcessIdentity | None:
+        found = self.find_all(markers)
+        return next((found[marker] for marker in markers if marker in found), None)
 
     def find_all(self, markers: Collection[str]) -> dict[str, ProcessIdentity]:
         return {process.marker: process for process in self.running.values() if process.marker in markers}

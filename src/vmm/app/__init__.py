@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmm.app.facts import HostFacts
     from vmm.config import Config
     from vmm.guest.ssh import SshGuest
+    from vmm.host.recognition import Recognition
     from vmm.host.systemd import MachineUnits
     from vmm.images.kernels import KernelLibrary
     from vmm.images.library import ImageLibrary
@@ -64,10 +65,10 @@ def open_site(
 
 
 class HostProcesses:
-    """The host's processes, as the operations know them; `uids` are the first and the last of the engines' user ids."""
+    """The host's processes, as the operations know them; `known` returns what tells engines from all others."""
 
-    def __init__(self, uids: tuple[int, int]) -> None:
-        self._uids = uids
+    def __init__(self, known: Callable[[], Recognition]) -> None:
+        self._known = known
 
     def is_alive(self, process: ProcessIdentity) -> bool:
         from vmm.host import identity
@@ -84,20 +85,20 @@ class HostProcesses:
 
         identity.kill(process)
 
-    def find(self, marker: str) -> ProcessIdentity | None:
+    def find(self, *markers: str) -> ProcessIdentity | None:
         from vmm.host import identity
 
-        found = identity.find(marker, uids=self._uids)
+        found = identity.find(*markers, known=self._known())
         if found is None:
             # In the middle of its exec a process has no command line; what is looked for here may be at that.
             time.sleep(_EXEC_S)
-            found = identity.find(marker, uids=self._uids)
+            found = identity.find(*markers, known=self._known())
         return found
 
     def find_all(self, markers: Collection[str]) -> Mapping[str, ProcessIdentity]:
         from vmm.host import identity
 
-        return identity.find_all(markers, uids=self._uids)
+        return identity.find_all(markers, known=self._known())
 
     def ran_out_of_memory(self, machine_id: str) -> bool:
         from vmm.host import cgroups
@@ -221,7 +222,16 @@ class HostSite:
 
     @property
     def processes(self) -> HostProcesses:
-        return HostProcesses(self.config.uids)
+        return HostProcesses(self.recognition)
+
+    def recognition(self) -> Recognition:
+        """Return what an engine of this data directory is known by."""
+        from vmm.engines.choice import qemu_program
+        from vmm.host.recognition import Recognition
+
+        paths, firecracker = self.config.paths, self.firecracker
+        programs = (firecracker, firecracker.with_name("jailer"), qemu_program(self.config.qemu))
+        return Recognition(uids=self.config.uids, programs=programs, jails=paths.jails, machines=paths.machines)
 
     @property
     def network(self) -> HostNetwork:

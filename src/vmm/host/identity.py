@@ -14,6 +14,8 @@ from vmm.model.machine import ProcessIdentity
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from vmm.host.recognition import Recognition
+
 
 @functools.cache
 def boot_id() -> str:
@@ -77,17 +79,18 @@ def kill(process: ProcessIdentity) -> None:
         ) from error
 
 
-def find(marker: str, *, uids: tuple[int, int] | None = None) -> ProcessIdentity | None:
-    """Return the engine whose command line has `marker` as one argument, or None. Walks /proc: for repairs only."""
-    return find_all((marker,), uids=uids).get(marker)
+def find(*markers: str, known: Recognition | None = None) -> ProcessIdentity | None:
+    """Return the engine whose command line has one of these as an argument, or None. Walks /proc: for repairs only."""
+    found = find_all(markers, known=known)
+    return next((found[marker] for marker in markers if marker in found), None)
 
 
-def find_all(markers: Collection[str], *, uids: tuple[int, int] | None = None) -> dict[str, ProcessIdentity]:
+def find_all(markers: Collection[str], *, known: Recognition | None = None) -> dict[str, ProcessIdentity]:
     """Return the engines that have one of the markers in their command line, by it: one walk over /proc.
 
-    What is in a command line is anybody's to choose. So with `uids`, the first and last of the engines' user ids, only
-    processes count that have one of these, or are root's and lead a session, as what is typed into a shell does not. Of
-    several the youngest: the jailer, which has it too, is older than what it starts, and ends.
+    What is in a command line is anybody's to choose. So with `known` only processes count that it takes for engines;
+    and the path of a socket, which another machine of that name may have had, does not where the command line says that
+    it is another machine's. Of several the youngest: the jailer, which has it too, is older than what it starts.
     """
     wanted = {marker.encode(): marker for marker in markers}
     found: dict[str, tuple[int, int]] = {}
@@ -102,22 +105,23 @@ def find_all(markers: Collection[str], *, uids: tuple[int, int] | None = None) -
         words = {word for word in line.split(b"\0") if word in wanted}
         if b"unix:" in line:
             words |= {word for word in wanted if word in line.replace(b",,", b",") and _is_in(line, word)}
+        if known is not None and words:
+            words = _its_own(line, words, markers)
         stat = _stat(int(entry)) if words else None
-        if stat is not None and stat[0] != "Z" and _may_be_engine(int(entry), uids):
+        if stat is not None and stat[0] != "Z" and (known is None or known.is_engine(int(entry))):
             for word in words:
                 found[wanted[word]] = max(found.get(wanted[word], (0, 0)), (stat[1], int(entry)))
     return {marker: of(pid, marker=marker) for marker, (_, pid) in found.items()}
 
 
-def _may_be_engine(pid: int, uids: tuple[int, int] | None) -> bool:
-    if uids is None:
-        return True
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-        uid = next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
-        return uids[0] <= uid <= uids[1] or (uid == 0 and os.getsid(pid) == pid)
-    except OSError:
-        return False
+def _its_own(line: bytes, words: set[bytes], markers: Collection[str]) -> set[bytes]:
+    """Return the markers that count, where a command line says whose it is."""
+    from vmm.host.recognition import own_id
+
+    own = own_id(line)
+    if own is None or any(own in marker.replace("-", "") for marker in markers):
+        return words
+    return {word for word in words if not word.endswith(b".sock")}
 
 
 def _is_in(line: bytes, wanted: bytes) -> bool:

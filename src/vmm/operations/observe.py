@@ -46,7 +46,7 @@ def find_engine(site: Site, machine: Machine) -> ProcessIdentity | None:
     """Return the process that runs this machine, whatever is recorded of it; None where there is none."""
     engine = site.engine(machine.spec.engine)
     markers = engine.markers(machine_id=machine.id, socket=site.files.socket(machine.name))
-    return next(filter(None, (site.processes.find(marker) for marker in markers)), None)
+    return site.processes.find(*markers)
 
 
 def view(site: Site, name: str) -> MachineView:

@@ -10,6 +10,7 @@ import pytest
 
 from vmm.errors import HostError
 from vmm.host import identity, process
+from vmm.host.recognition import Recognition
 from vmm.model.machine import ProcessIdentity
 from vmm.model.value import replace
 
@@ -198,15 +199,56 @@ def test_only_what_may_be_an_engine_is_taken_for_one(
     marker = str(tmp_path / "m.sock")
     me = os.geteuid()
     uids = (me, me) if own else (me + 1, me + 10)
+    known_by = Recognition(uids=uids, programs=(Path(sys.executable),), jails=tmp_path, machines=tmp_path)
     words = [sys.executable, "-c", SLEEP, "--unix-socket", marker]
     with subprocess.Popen(words, start_new_session=leads) as known:
         try:
             until(lambda: identity.find(marker))
-            found = identity.find(marker, uids=uids)
+            found = identity.find(marker, known=known_by)
+            other = identity.find(marker, known=replace(known_by, programs=(Path("/bin/true"),)))
         finally:
             known.kill()
     # A session's leader with another user id is an engine if it is root's.
     assert (found is not None) is (counts if counts is not None else me == 0)
+    # Nothing but root can see which program it is.
+    assert other is None or me != 0
+
+
+@pytest.mark.fault(43)
+def test_whoever_has_a_disk_open_is_its_engine_whatever_its_program(tmp_path: Path) -> None:
+    marker, disk = str(tmp_path / "m.sock"), tmp_path / "m" / "disk.ext4"
+    disk.parent.mkdir()
+    disk.touch()
+    known_by = Recognition(
+        uids=(1, os.geteuid() + 1), programs=(Path("/bin/true"),), jails=tmp_path / "none", machines=tmp_path
+    )
+    with disk.open() as opened:
+        for given in (opened, subprocess.DEVNULL):
+            words = [sys.executable, "-c", SLEEP, "--api-sock", marker]
+            with subprocess.Popen(words, start_new_session=True, stdin=given) as known:
+                try:
+                    until(lambda: identity.find(marker))
+                    found = identity.find(marker, known=known_by)
+                finally:
+                    known.kill()
+            assert (found is not None) is (given is opened) or os.geteuid() != 0
+
+
+@pytest.mark.fault(43)
+def test_a_socket_of_a_name_that_another_machine_has_is_no_proof(tmp_path: Path) -> None:
+    marker = str(tmp_path / "m.sock")
+    known_by = Recognition(
+        uids=(1, os.geteuid() + 1), programs=(Path(sys.executable),), jails=tmp_path, machines=tmp_path
+    )
+    uuid = "01234567-89ab-cdef-0123-456789abcdef"
+    words = [sys.executable, "-c", SLEEP, "-uuid", uuid, "-qmp", f"unix:{marker},server=on"]
+    with subprocess.Popen(words, start_new_session=True) as known:
+        try:
+            until(lambda: identity.find(marker))
+            assert identity.find(uuid, marker, known=known_by) is not None
+            assert identity.find(uuid.replace("0", "1"), marker, known=known_by) is None
+        finally:
+            known.kill()
 
 
 def test_of_several_the_youngest_is_found(child: Callable[..., subprocess.Popen[bytes]]) -> None:

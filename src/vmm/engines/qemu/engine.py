@@ -51,10 +51,11 @@ class QemuEngine(Value):
         argv = arguments(self.binary, plan, kvm=self.kvm)
         if plan.uid != 0:
             argv += ["-sandbox", _SANDBOX, *_user(plan.uid, newer=self._knows_run_with())]
-        return launch.spawn(argv, plan, marker=str(plan.socket))
+        return launch.spawn(argv, plan, marker=_uuid(plan.id))
 
-    def markers(self, *, machine_id: str, socket: Path) -> tuple[str, ...]:  # noqa: ARG002  # its twin needs it
-        return (str(socket),)
+    def markers(self, *, machine_id: str, socket: Path) -> tuple[str, ...]:
+        # Of one that a vmm of before started its socket's path alone tells.
+        return (_uuid(machine_id), str(socket))
 
     def holes(self) -> tuple[str, ...]:
         """Return nothing: the distribution mends its qemu."""
@@ -111,6 +112,8 @@ def arguments(binary: Path, plan: BootPlan, *, kvm: bool) -> list[str]:
     argv = [
         str(binary),
         "-name", f"vmm-{plan.name}",
+        # What no other machine has, of no other vmm either: a container's may have the same socket, address and user.
+        "-uuid", _uuid(plan.id),
         "-nodefaults", "-no-user-config", "-display", "none",
         # A guest's reboot ends the process, as it does with Firecracker; so do its power-off and panic.
         "-no-reboot",
@@ -134,6 +137,12 @@ def arguments(binary: Path, plan: BootPlan, *, kvm: bool) -> list[str]:
         "-netdev", f"tap,id=eth0,ifname={plan.tap},script=no,downscript=no,vhost=off",
         "-device", f"virtio-net-device,netdev=eth0,mac={plan.mac}",
     ]  # fmt: skip
+
+
+def _uuid(machine_id: str) -> str:
+    """Return a machine's id as qemu wants it: 32 hexadecimal digits in five groups."""
+    parts = (machine_id[:8], machine_id[8:12], machine_id[12:16], machine_id[16:20], machine_id[20:])
+    return "-".join(parts)
 
 
 def _user(uid: int, *, newer: bool) -> list[str]:
