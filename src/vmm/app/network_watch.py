@@ -13,7 +13,6 @@ from vmm import TYPE_CHECKING
 from vmm.errors import VmmError
 from vmm.host import files, process
 from vmm.model.lifecycle import LIVE, is_waiting
-from vmm.network import links
 from vmm.network.watch import Change, Changes
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class NetworkWatch:
     def _links_differ(self, machines: Sequence[Machine]) -> bool:
         """Whether bridge or taps are not as they were made, but for those of machines that a command is at work on."""
         settled = [machine for machine in machines if machine.state in LIVE and not is_waiting(machine)]
-        if not links.bridge_is_whole(self._site.config.bridge_name, self._site.subnet):
+        if not self._site.network.is_whole():
             return True
         leases = [machine.lease for machine in settled if machine.process is not None and not self._is_held(machine)]
         return bool(self._site.network.link_differences(leases))

@@ -122,7 +122,7 @@ def look(name: str) -> Link | None:
     body = link_head(0) + attribute(_IFLA_IFNAME, name.encode() + b"\0") + mask
     with _connection(socket.NETLINK_ROUTE) as connection:
         connection.send(_HEADER.pack(_HEADER.size + len(body), _GETLINK, _REQUEST, 1, 0) + body)
-        for kind, content in _messages(connection.recv(1 << 16)):
+        for kind, content in messages(connection.recv(1 << 16)):
             if kind != _ERROR:
                 return _read_link(content)
             code = -struct.unpack_from("=i", content)[0]

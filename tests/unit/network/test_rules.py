@@ -82,6 +82,7 @@ def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
     """Two commands at once: one renders the tables from what it has read, the other adds its machine meanwhile."""
     forward = PortForward(machine="m", protocol=Protocol.TCP, host_port=80, guest_port=80)
     reads = [[(LEASE, [])], [(LEASE, [forward]), (OTHER, [])], [(LEASE, [forward]), (OTHER, [])]]
+    (tmp_path / "state").mkdir()
     monkeypatch.setattr(HostNetwork, "_take_bridge", lambda self, owner, **_: None)
     monkeypatch.setattr(others, "accept_where_they_drop", lambda: None)
     monkeypatch.setattr(links, "route_localnet", lambda bridge, *, on: None)
@@ -103,6 +104,7 @@ def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
 def test_what_has_not_changed_is_replaced_once(
     said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "state").mkdir()
     monkeypatch.setattr(HostNetwork, "_take_bridge", lambda self, owner, **_: None)
     monkeypatch.setattr(others, "accept_where_they_drop", lambda: None)
     monkeypatch.setattr(links, "route_localnet", lambda bridge, *, on: None)
