@@ -95,10 +95,15 @@ def test_the_root_has_grown(dev: Host) -> None:
 
 
 def test_exit_codes_and_words_come_through(dev: Host) -> None:
-    assert dev.vmm("exec", "dev", "--", "sh", "-c", "exit 7", check=False).returncode == 7
+    for way in ("exec", "ssh"):
+        assert dev.vmm(way, "dev", "--", "sh", "-c", "exit 7", check=False).returncode == 7
+        assert dev.vmm(way, "dev", "--", "exit 3", check=False).returncode == 3
+        assert (
+            dev.vmm(way, "dev", "--", "-oProxyCommand=touch /tmp/vmmtest-never", "true", check=False).returncode == 127
+        )
+    assert not Path("/tmp/vmmtest-never").exists()
     assert dev.vmm("exec", "dev", "--", "printf", "%s|", "a  b", "c'd", "$e").stdout == "a  b|c'd|$e|"
     assert dev.vmm("ssh", "dev", "--", "cat", stdin="from stdin").stdout == "from stdin"
-    assert "exit 3" not in dev.vmm("ssh", "dev", "--", "exit 3", check=False).stderr
 
 
 @pytest.mark.fault(25)
@@ -363,9 +368,11 @@ def test_a_guest_that_is_still_booting_is_asked_until_it_hears(dev: Host) -> Non
 
 
 def test_run_makes_a_machine_for_one_command_and_removes_it(shared_host: Host) -> None:
+    words = ("sh", "-c", 'uname -s; echo "$0" >&2; exit 5', "a  b")
     done = shared_host.vmm(
-        "run", "--rm", "--cpus", "2", "--engine", "qemu", "--", "sh -c 'uname -s; exit 5'", check=False
+        "run", "--rm", "--user", "root", "--cpus", "2", "--engine", "qemu", "--", *words, check=False
     )
+    assert "a  b\n" in done.stderr
     assert done.returncode == 5, done.stderr
     assert done.stdout.strip() == "Linux"
     assert [row["name"] for row in shared_host.json("list")] in (["dev"], [])

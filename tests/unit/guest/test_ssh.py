@@ -43,7 +43,7 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SshGuest:
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    data = tmp_path / 'da ta "%h" \\'
+    data = tmp_path / "da, ta \"%h\" 'e' #=\\"
     return SshGuest(paths=Paths(data_dir=data), key=ManagedKey(directory=data / "ssh"))
 
 
