@@ -21,7 +21,7 @@ from vmm.app.host_watch import HostWatch
 from vmm.app.network_watch import NetworkWatch
 from vmm.errors import VmmError
 from vmm.host import files, identity, process, systemd
-from vmm.model.last_words import is_off
+from vmm.model.last_words import is_over
 from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import Machine, Owner, UnreadableRecord
 from vmm.model.text import harmless
@@ -196,7 +196,7 @@ class _Watch:
         before, looked = self._consoles.get(name, (-1, False))
         # A console that still grows is not at its end; one that stands still is looked at once.
         if size == before and not looked:
-            if is_off(site_files.last_words(name)) and machine.process is not None:
+            if is_over(site_files.last_words(name)) and machine.process is not None:
                 identity.kill(machine.process)
             looked = True
         self._consoles[name] = (size, looked if size == before else False)

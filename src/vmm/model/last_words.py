@@ -79,6 +79,11 @@ def is_off(words: str) -> bool:
     return _OFF.search(words.strip().rpartition("\n")[2].strip()) is not None
 
 
+def is_over(words: str) -> bool:
+    """Whether the very last line is a kernel's last: a guest that could not reboot its machine stands as well."""
+    return is_off(words) or says_reboot(words.strip().rpartition("\n")[2].strip())
+
+
 def says_off(line: str) -> bool:
     return _OFF.search(line) is not None
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmm.model.last_words import SILENT_MARK, Ending, behind_mark, is_down, last_word
+from vmm.model.last_words import SILENT_MARK, Ending, behind_mark, is_down, is_over, last_word
 
 END = "[   12.345678] reboot: Restarting system\n"
 
@@ -67,3 +67,9 @@ def test_what_is_left_of_the_mark_is_no_word_of_the_guests() -> None:
     assert behind_mark("2026-01-01T00:00:00Z ===\n") == ""
     assert behind_mark("2026-01-01T00:00:00Z ===\nhello\n=== x ===\n") == "hello\n=== x ===\n"
     assert behind_mark("the end\nof a flood === \n x ===\n") == "the end\nof a flood === \n x ===\n"
+
+
+def test_a_guest_is_over_when_its_kernel_has_said_its_last() -> None:
+    assert is_over(END)
+    assert is_over("[1.0] reboot: System halted\r\n")
+    assert not is_over(END + "login: ")
