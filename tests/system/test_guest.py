@@ -89,6 +89,13 @@ def test_the_facts_are_applied_inside_the_guest(dev: Host) -> None:
     assert dev.guest("dev", "systemctl is-system-running --wait; systemctl --failed --no-legend") == "running"
 
 
+def test_what_a_user_types_is_not_answered_by_a_mask(dev: Host) -> None:
+    for command in ("loginctl --no-legend", "systemctl --user is-system-running", "systemctl --user list-units"):
+        done = dev.vmm("exec", "dev", "--", "sh", "-c", f"{command} 2>&1", check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout}"
+        assert not re.search("masked|Failed|refused", done.stdout), f"{command}: {done.stdout}"
+
+
 def test_the_root_has_grown(dev: Host) -> None:
     blocks = int(dev.guest("dev", "df --output=size -BM / | tail -1").rstrip("M"))
     assert 1400 < blocks <= 1536
@@ -356,7 +363,8 @@ def test_starting_what_runs_and_stopping_what_stands_is_no_error(dev: Host) -> N
 
 
 def test_a_guests_own_power_off_is_a_stop(dev: Host) -> None:
-    dev.guest("dev", "systemctl --no-block poweroff", check=False)
+    said = dev.vmm("exec", "dev", "--", "sh", "-c", "poweroff 2>&1", check=False).stdout
+    assert not re.search("masked|Failed", said), said
     wait_for(lambda: dev.machine("dev")["state"] == "stopped", what="the power-off")
     assert dev.machine("dev")["reason"] == "the guest powered off"
     assert "does not run" in dev.vmm("stop", "dev").stdout

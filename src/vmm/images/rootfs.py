@@ -1,5 +1,6 @@
 """The default image: a root file system built on the spot from the package registry, without mounting anything."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from vmm.errors import HostError, NotFoundError
@@ -57,11 +58,8 @@ def recipe_for(name: str) -> Recipe:
         NotFoundError: there is no such recipe.
         HostError: it cannot be built here, because its keyring is missing.
     """
-    release = os_release()
-    own = release.get("ID", "")
     if name == DEFAULT:
-        # An Ubuntu host builds Ubuntu 24.04, every other one Debian 12: the two that are tested.
-        name = "ubuntu-24.04" if own == "ubuntu" else "debian-12"
+        name = own_release(os_release())
     recipe = _RECIPES.get(name)
     if recipe is None:
         raise NotFoundError(
@@ -77,6 +75,17 @@ def recipe_for(name: str) -> Recipe:
             resolution=f"sudo apt-get install {recipe.distribution}-keyring, or: sudo vmm image pull default",
         )
     return recipe
+
+
+def own_release(release: Mapping[str, str]) -> str:
+    """Return the recipe of this host's own release, or of the one that comes nearest to a host of another."""
+    family = {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
+    # What is made from Debian or Ubuntu says from which release (Mint, LMDE, Raspberry Pi OS).
+    names = [release.get(key, "") for key in ("VERSION_CODENAME", "UBUNTU_CODENAME", "DEBIAN_CODENAME")]
+    for recipe in _RECIPES.values():
+        if recipe.suite in names:
+            return recipe.name
+    return "ubuntu-24.04" if "ubuntu" in family else "debian-12"
 
 
 def build(recipe: Recipe, out: Path, *, work: Path, progress: Progress) -> None:

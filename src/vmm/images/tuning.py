@@ -33,6 +33,12 @@ MASKED: Mapping[str, str] = {
     "systemd-random-seed.service": "the kernel trusts the CPU's or virtio's entropy; crediting a seed waits",
     "systemd-sysusers.service": "packages have made their users when the image was built",
     "systemd-tmpfiles-setup-dev.service": "devtmpfs has made the nodes",
+    "systemd-tmpfiles-setup-dev-early.service": "as above",
+    "kmod-static-nodes.service": "as above",
+    "ldconfig.service": "its cache was made when the image was built",
+    "systemd-journal-catalog-update.service": "as above, for the journal's catalog",
+    "systemd-update-done.service": "as above; there is nothing that an update left to do",
+    "sshd-keygen.service": "stage-1 brings the host key; no others are needed",
     "systemd-modules-load.service": "no module is configured; stage-1 has loaded what is needed",
     "systemd-pstore.service": "a microVM has no persistent store for crashes",
     "systemd-firstboot.service": "stage-1 has set host name and machine id",
@@ -40,8 +46,6 @@ MASKED: Mapping[str, str] = {
     "systemd-remount-fs.service": "stage-1 has mounted the root writable",
     "systemd-ask-password-console.path": "nothing asks for a password at boot",
     "systemd-ask-password-wall.path": "as above",
-    "systemd-logind.service": "dear to start; ssh and the console work without, sessions are in no cgroup of their own",
-    "dbus-org.freedesktop.login1.service": "would start logind",
     "getty@.service": "a microVM has no virtual terminal",
     "getty-static.service": "as above",
     "e2scrub_reap.service": "scrubs LVM snapshots",
@@ -65,6 +69,8 @@ MASKED_GENERATORS = (
     "systemd-integritysetup-generator",
     "systemd-rc-local-generator",
     "systemd-run-generator",
+    "systemd-ssh-generator",
+    "systemd-tpm2-generator",
     "systemd-system-update-generator",
     "systemd-sysv-generator",
     "systemd-veritysetup-generator",
@@ -98,7 +104,12 @@ Alias=sshd.service
 # On one slow vCPU all that starts at once shares it. What can wait until sshd listens does; the journal's sockets take
 # what is said until journald reads it, so nothing said before is lost.
 _AFTER_SSH = "[Unit]\nAfter=ssh.service\n"
-_WAITS_FOR_SSH = ("systemd-journald.service", "systemd-sysctl.service", "systemd-tmpfiles-setup.service")
+_WAITS_FOR_SSH = (
+    "systemd-journald.service", "systemd-sysctl.service", "systemd-tmpfiles-setup.service", "systemd-logind.service",
+)  # fmt: skip
+# Not needed until someone asks for it (`reboot`, `loginctl`): D-Bus starts it then, or root's service manager.
+# Its package may put this back, which changes little.
+_ON_DEMAND = "usr/lib/systemd/system/multi-user.target.wants/systemd-logind.service"
 
 FILES: Mapping[str, str] = {
     **{f"etc/systemd/system/{unit}.d/vmm.conf": _AFTER_SSH for unit in _WAITS_FOR_SSH},
@@ -111,6 +122,16 @@ FILES: Mapping[str, str] = {
         "UseDNS no\n"
         "PrintMotd no\n"
         "AcceptEnv LANG LC_*\n"
+        "Match User root\n"
+        "\tSetEnv XDG_RUNTIME_DIR=/run/user/0\n"
+    ),
+    # `systemctl --user` has someone to talk to. PAM would start it at a login, and every first `vmm exec` would wait.
+    "etc/systemd/system/user@0.service.d/vmm.conf": (
+        "[Unit]\nAfter=ssh.service\n[Service]\nEnvironment=XDG_RUNTIME_DIR=/run/user/0\n"
+    ),
+    "etc/profile.d/vmm.sh": (
+        "# On the console, as sshd does: where root's own services are reached.\n"
+        '[ "$(id -u)" != 0 ] || export XDG_RUNTIME_DIR=/run/user/0\n'
     ),
     "etc/systemd/journald.conf.d/vmm.conf": (
         "# In memory: no flush at boot. `mkdir /var/log/journal` and Storage=auto keep it on disk.\n"
@@ -140,11 +161,14 @@ def tune(tree: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.write_text(content, encoding="utf-8")
-    (units / "sysinit.target.wants").mkdir(exist_ok=True)
+    for wanting in ("sysinit.target.wants", "multi-user.target.wants"):
+        (units / wanting).mkdir(exist_ok=True)
+    _link(units / "multi-user.target.wants/user@0.service", "/usr/lib/systemd/system/user@.service")
     _link(units / "sysinit.target.wants/ssh.service", "../ssh.service")
     for stale in ("multi-user.target.wants/ssh.service", "sshd.service"):
         (units / stale).unlink(missing_ok=True)
     _link(units / "sshd.service", "ssh.service")
+    (tree / _ON_DEMAND).unlink(missing_ok=True)
     for key in (tree / "etc/ssh").glob("ssh_host_*"):
         key.unlink()
 
