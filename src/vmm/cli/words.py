@@ -34,7 +34,12 @@ class WordsCommand(Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         before, words = self._split(ctx, args)
-        super().parse_args(ctx, before)
+        try:
+            super().parse_args(ctx, before)
+        except click.MissingParameter as error:
+            if words:
+                raise click.UsageError("The name of the machine stands before --.", ctx) from error
+            raise
         if self._needs_words and not words and not ctx.resilient_parsing:
             raise click.UsageError("Give the command behind --.", ctx)
         ctx.params["words"] = words

@@ -54,6 +54,11 @@ def test_what_is_vmms_and_what_is_the_guests(
     assert (found["name"], found["words"]) == (name, words)
 
 
+def test_a_name_behind_the_dashes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ssh", "--", "dev"]) == 2
+    assert "stands before --" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["exec", "dev", "--", ""], ["ssh", "dev", "--", " "], ["run", "--", "", "x"]])
 def test_an_empty_command_is_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
