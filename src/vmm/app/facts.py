@@ -38,6 +38,13 @@ def facts_of(site: HostSite) -> tuple[Fact, ...]:
             mend=site.network.mend_bridge,
         ),
         Fact(
+            name="link managers",
+            question="Do networkd and NetworkManager leave the machines' links alone?",
+            first=Moment.LOOK,
+            ask=lambda: network.managers(site.network),
+            mend=site.network.tell_managers,
+        ),
+        Fact(
             name="forward policy",
             question="Does no other firewall drop what machines send?",
             first=Moment.WATCH,

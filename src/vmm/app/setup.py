@@ -71,6 +71,7 @@ def _firecracker(site: HostSite, request: SetupRequest, progress: Progress) -> S
 
 
 def _bridge(site: HostSite) -> SetupStep:
+    site.network.tell_managers()
     site.network.reconcile(site.running_leases())
     return SetupStep(name="network", outcome="done", detail=f"{site.config.bridge_name}, {site.subnet.cidr}")
 

@@ -6,6 +6,7 @@ from vmm import TYPE_CHECKING
 from vmm.host import probes
 from vmm.model.facts import Answer, not_ok, ok, unseen
 from vmm.network import links
+from vmm.network import managers as link_managers
 
 if TYPE_CHECKING:
     from vmm.network.host_network import HostNetwork
@@ -26,6 +27,14 @@ def bridge(network: HostNetwork) -> Answer:
     if trouble is not None:
         return not_ok("bridge", f"{trouble.brief} {trouble.details}", trouble.resolution, fatal=True)
     return not_ok("bridge", f"{name} is not up with {subnet.gateway}; the next start mends it", "sudo vmm setup")
+
+
+def managers(network: HostNetwork) -> Answer:
+    lacking = link_managers.differences(network.bridge_name)
+    if not lacking:
+        return ok("link managers", "none that takes the machines' links in hand")
+    what = f"{' and '.join(lacking)} may take the machines' links in hand: take them off the bridge, switch IPv6 on"
+    return not_ok("link managers", what, "sudo vmm setup")
 
 
 def others(network: HostNetwork) -> Answer:

@@ -12,7 +12,7 @@ from vmm.errors import NetworkError
 from vmm.host import files
 from vmm.model.network import Lease, PortForward, Protocol, Subnet
 from vmm.model.value import Value
-from vmm.network import conntrack, links, netlink, others, policy, uplinks
+from vmm.network import conntrack, links, managers, netlink, others, policy, uplinks
 from vmm.network.claim import is_unmarked_tap, refuse_foreign, take
 from vmm.network.firewall import Firewall, Whose
 from vmm.network.ownership import Owner, owner_at
@@ -238,6 +238,7 @@ class HostNetwork(Value):
                 for name in sorted(gone):
                     policy.remove(name)
             firewall.remove()
+            managers.forget(self.bridge_name)
         return [] if trouble is None else [f"{trouble.brief} {trouble.details}"]
 
     def is_whole(self) -> bool:
@@ -255,6 +256,10 @@ class HostNetwork(Value):
     def is_dropped_by_others(self) -> bool:
         """Whether another firewall of this host drops what machines send."""
         return others.is_dropped()
+
+    def tell_managers(self) -> None:
+        """Tell networkd and NetworkManager to leave vmm's links alone."""
+        managers.tell(self.bridge_name)
 
     def mend_bridge(self) -> None:
         """Make the bridge what it should be, and let the host forward."""
