@@ -27,13 +27,13 @@ class Container:
             self.process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self.init = int(str(wait_for(self._child, what="the container's init")))
+        wait_for(self._is_up, timeout=60, what="the container's boot")
+
+    def _is_up(self) -> bool:
+        # Its first child is not its init yet, for a moment that is long on a busy host.
+        self.init = int(self._child() or 0)
         up = ("running", "degraded")
-        wait_for(
-            lambda: self.run("systemctl", "is-system-running", check=False).stdout.strip() in up,
-            timeout=60,
-            what="the container's boot",
-        )
+        return self.init != 0 and self.run("systemctl", "is-system-running", check=False).stdout.strip() in up
 
     def _child(self) -> str:
         assert self.process is not None
