@@ -1,0 +1,205 @@
+"""Which ways lead out of the host for a machine, and which do not: Docker's networks, other uplinks, small MTUs."""
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+
+import frames
+import pytest
+from frames import IPV4, ethernet, inside, ipv4
+from hosts import OUTSIDE_HOST, OUTSIDE_WORLD, Host, sh, the_world
+from pairs import GATEWAY, GATEWAY_MAC, Outside, Pair, a_pair, listening, the_world_of
+
+from vmm.model.network import PortForward, Protocol
+
+pytestmark = pytest.mark.system
+
+CONTAINER = "172.17.0.2"
+# As dockerd 20.10 sets them, with one container that publishes 9099/udp at every address as 8053, and at 127.0.0.1 as 8054.
+DOCKERS = f"""
+*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p udp -m udp --dport 8053 -j DNAT --to-destination {CONTAINER}:9099
+-A DOCKER -d 127.0.0.1/32 ! -i docker0 -p udp -m udp --dport 8054 -j DNAT --to-destination {CONTAINER}:9099
+COMMIT
+*filter
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A DOCKER -d {CONTAINER}/32 ! -i docker0 -o docker0 -p udp -m udp --dport 9099 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -j RETURN
+COMMIT
+"""
+
+
+@contextlib.contextmanager
+def docker(host: Host) -> Iterator[str]:
+    """Give the namespace of a container, on a bridge of Docker's."""
+    name = f"{host.namespace}-c"
+    sh("ip", "netns", "add", name)
+    try:
+        host.run("ip", "link", "add", "docker0", "type", "bridge")
+        host.run("ip", "addr", "add", "172.17.0.1/16", "dev", "docker0")
+        host.run("ip", "link", "set", "docker0", "up")
+        sh("ip", "link", "add", "veth0", "netns", host.namespace, "type", "veth", "peer", "name", "eth0", "netns", name)
+        host.run("ip", "link", "set", "veth0", "master", "docker0", "up")
+        sh("ip", "-n", name, "addr", "add", f"{CONTAINER}/16", "dev", "eth0")
+        sh("ip", "-n", name, "link", "set", "eth0", "up")
+        sh("ip", "-n", name, "route", "add", "default", "via", "172.17.0.1")
+        host.run("iptables-restore", input=DOCKERS)
+        yield name
+    finally:
+        sh("ip", "netns", "del", name)
+
+
+def knock_at_all(pair: Pair) -> None:
+    """Have the guest try every way to the container."""
+    for target, port in ((CONTAINER, 9099), (GATEWAY, 8053), (OUTSIDE_HOST, 8053), ("172.17.0.1", 8053)):
+        pair.knock(target, f"{target}:{port}", port=port)
+    for port in (8053, 8054):
+        pair.knock("127.0.0.1", f"127.0.0.1:{port}", port=port)
+        pair.knock(GATEWAY, f"{GATEWAY}:{port}", port=port)
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("first", ["Docker", "vmm"])
+def test_dockers_containers_are_none_of_the_machines(host: Host, first: str) -> None:
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(the_world(host))
+        container = stack.enter_context(docker(host)) if first == "Docker" else ""
+        pair = stack.enter_context(a_pair(host))
+        if first == "vmm":
+            container = stack.enter_context(docker(host))
+            pair.network.accept_where_others_drop()
+        # What an older release let pass is taken back.
+        host.run("iptables", "-I", "DOCKER-USER", "-i", "vmm-br0", "-m", "comment", "--comment", "vmm", "-j", "ACCEPT")
+        pair.network.accept_where_others_drop()
+        inner = stack.enter_context(listening(container))
+        stack.enter_context(listening(world))
+        knock_at_all(pair)
+        pair.knock(OUTSIDE_WORLD, "the world")
+        assert pair.hears("answer")
+        # Docker's own goes on: from outside its published port is reached.
+        with Outside(world) as outside:
+            outside.send("published", OUTSIDE_HOST, 8053)
+            assert outside.hears() == (OUTSIDE_HOST, "answer")
+        assert inner.heard() == [f"{OUTSIDE_WORLD} published"]
+        ours = [line for line in host.run("iptables", "-S").stdout.splitlines() if "--comment vmm" in line]
+        assert len(ours) == 1
+        assert "--mark 0x20000000/0x20000000" in ours[0]
+
+
+@pytest.mark.fault(50)
+def test_a_network_that_is_allowed_is_reached(host: Host) -> None:
+    host.vmm("config", "set", "allowed_networks", "172.17.0.2/32")
+    with the_world(host), docker(host) as container, a_pair(host) as pair, listening(container) as inner:
+        pair.knock(CONTAINER, "allowed")
+        assert pair.hears("answer")
+        # What is published is still not for machines: only the network itself was allowed.
+        pair.knock(OUTSIDE_HOST, "published", port=8053)
+        pair.knock("172.17.0.1", "the host", port=9099)
+        assert pair.reaches_gateway(1)
+        assert [line.split(" ", 1)[1] for line in inner.heard()] == ["allowed"]
+
+
+def test_another_network_of_the_hosts_says_no_and_an_answer_over_it_goes(host: Host) -> None:
+    """A program behind another link may use a forward; a machine may not begin anything there."""
+    forward = PortForward(machine="m", protocol=Protocol.UDP, host_port=5353, guest_port=53)
+    other = f"{host.namespace}-lan"
+    with the_world(host), a_pair(host, forward) as pair:
+        sh("ip", "netns", "add", other)
+        try:
+            sh(
+                "ip",
+                "link",
+                "add",
+                "lan0",
+                "netns",
+                host.namespace,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "lan1",
+                "netns",
+                other,
+            )
+            for namespace, link, address in ((host.namespace, "lan0", "10.9.0.1/24"), (other, "lan1", "10.9.0.2/24")):
+                sh("ip", "-n", namespace, "addr", "add", address, "dev", link)
+                sh("ip", "-n", namespace, "link", "set", link, "up")
+            with listening(other) as ear:
+                pair.knock("10.9.0.2", "begun")
+                assert pair.one.until(lambda frame: frame[23] == 1 and frame[34:36] == b"\x03\x0d") is not None
+                with Outside(other) as neighbour:
+                    neighbour.send("asked", "10.9.0.1", 5353)
+                    asked = pair.hears("asked")
+                    assert asked is not None
+                    port = int.from_bytes(asked[34:36], "big")
+                    pair.knock("10.9.0.2", "answered", port=port, from_port=53)
+                    assert neighbour.hears() == ("10.9.0.1", "answered")
+                assert ear.heard() == []
+        finally:
+            sh("ip", "netns", "del", other)
+
+
+def test_by_the_other_uplink_nothing_leaves(host: Host) -> None:
+    host.vmm("config", "set", "host_interface", "up7")
+    with the_world(host) as world, a_pair(host) as pair, listening(world) as beyond:
+        pair.knock(OUTSIDE_WORLD, "by the other uplink")
+        assert pair.one.until(lambda frame: frame[23] == 1 and frame[34:36] == b"\x03\x0d") is not None
+        assert beyond.heard() == []
+
+
+def test_what_is_not_masqueraded_does_not_leave(host: Host) -> None:
+    """Where someone turned off the tracking of connections, say for speed."""
+    with the_world(host) as world, a_pair(host) as pair, listening(world) as beyond:
+        host.run("nft", "add table ip theirs; add chain ip theirs c { type filter hook prerouting priority -300; }")
+        host.run("nft", "add rule ip theirs c ip saddr 172.16.0.0/16 notrack")
+        pair.knock(OUTSIDE_WORLD, "bare")
+        assert pair.reaches_gateway(1)
+        assert beyond.heard() == []
+
+
+def syn(source: str, target: str, port: int, mss: int) -> bytes:
+    head = struct.pack("!HHIIBBHHHBBH", 4321, port, 1, 0, 6 << 4, 2, 65535, 0, 0, 2, 4, mss)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!HH", 6, len(head))
+    return head[:16] + struct.pack("!H", frames._checksum(pseudo + head)) + head[18:]
+
+
+@pytest.mark.fault(50)
+def test_segments_fit_the_smallest_link_of_the_way(host: Host) -> None:
+    """Where ICMP is filtered nobody would be told that packets are too large: a download would stall."""
+    with the_world(host) as world, a_pair(host) as pair:
+        host.run("ip", "link", "set", "up0", "mtu", "1400")
+        with inside(world), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as ear:
+            ear.settimeout(3)
+            lease = pair.one.lease
+            for wished, fits in ((1460, 1360), (1200, 1200)):
+                packet = ipv4(lease.address, OUTSIDE_WORLD, 6, syn(lease.address, OUTSIDE_WORLD, 80, wished))
+                pair.one.send(ethernet(lease.mac, GATEWAY_MAC, IPV4, packet))
+                seen = ear.recv(2048)
+                assert struct.unpack("!H", seen[20 + 22 : 20 + 24])[0] == fits
+
+
+def test_a_cable_that_is_plugged_in_later_is_a_way_out(host: Host) -> None:
+    with a_pair(host) as pair, the_world_of(pair) as world, listening(world) as beyond:
+        pair.knock(OUTSIDE_WORLD, "late")
+        assert pair.hears("answer")
+        assert beyond.heard() == [f"{OUTSIDE_HOST} late"]
