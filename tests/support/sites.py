@@ -22,7 +22,7 @@ from vmm.errors import EngineError, NotFoundError, StateError
 from vmm.model.engine import BootPlan, EngineFeatures
 from vmm.model.facts import Answer, Moment
 from vmm.model.image import Image, Kernel
-from vmm.model.machine import EngineName, Machine, MachineState, Owner, ProcessIdentity
+from vmm.model.machine import EngineName, Machine, MachineState, Owner, ProcessIdentity, Stray
 from vmm.model.network import Lease, PortForward, place_in
 from vmm.model.site import Traces
 from vmm.operations.create import CreateRequest, create
@@ -531,6 +531,7 @@ class FakeSite:
         self.jails = root / "jails"
         self.socket_group: int | None = None
         self.memory = 64 * 1024
+        self.unknown: list[Stray] = []
         self.left: list[tuple[str, str]] = []  # what is there to be swept
 
     def with_units(self) -> FakeUnits:
@@ -558,6 +559,9 @@ class FakeSite:
 
     def ensure_supervisor(self) -> None:
         self.log.do("supervisor")
+
+    def strays(self, *, quick: bool = False) -> list[Stray]:
+        return list(self.unknown)
 
     def traces(self) -> Traces:
         return Traces(

@@ -13,7 +13,7 @@ from pathlib import Path
 from vmm import TYPE_CHECKING
 from vmm import config as configuration
 from vmm.errors import ConflictError, HostError, VmmError
-from vmm.model.machine import EngineName, Machine, ProcessIdentity, UnreadableRecord
+from vmm.model.machine import EngineName, Machine, ProcessIdentity, Stray, UnreadableRecord
 from vmm.model.network import place_in
 
 if TYPE_CHECKING:
@@ -157,6 +157,11 @@ class HostSite:
             )
         return uid
 
+    def strays(self, *, quick: bool = False) -> Sequence[Stray]:
+        from vmm.app import strays
+
+        return strays.strays(self) if not quick or strays.may_be_there(self) else []
+
     def traces(self) -> Traces:
         from vmm.app.sweep import traces
 
@@ -257,7 +262,10 @@ class HostSite:
         seen = [observed(self, machine) for machine in machines]
         # What waits for its restart gets its tap and rules with it.
         live = [machine for machine in seen if machine.state in LIVE and not is_waiting(machine)]
-        return [(machine.lease, self.store.forwards(machine.name)) for machine in live]
+        leases = [(machine.lease, self.store.forwards(machine.name)) for machine in live]
+        # What runs keeps its network, whatever the database has forgotten.
+        known = self.strays(quick=True)
+        return leases + [(stray.lease, stray.forwards) for stray in known if stray.lease is not None]
 
     @property
     def facts(self) -> HostFacts:

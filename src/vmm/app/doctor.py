@@ -38,6 +38,7 @@ def examine(site: HostSite) -> tuple[Check, ...]:
         lambda: _room(site),
         lambda: _file_system(site),
         lambda: _database(site),
+        lambda: _strays(site),
         lambda: _kernel(site),
         lambda: _image(site),
         _clock,
@@ -216,6 +217,16 @@ def _file_system(site: HostSite) -> Check:
 def _database(site: HostSite) -> Check:
     count = len(site.store.machines())
     return _ok("database", f"{count} machine(s) known, {site.config.paths.database}")
+
+
+def _strays(site: HostSite) -> Check:
+    if not links.is_root():
+        return _warn("engines", "only root can see whose each is", "sudo vmm doctor")
+    found = [f"{stray.name} (pid {stray.pid})" for stray in site.strays()]
+    if found:
+        detail = f"running, and not in the database: {', '.join(found[:5])}"
+        return _warn("engines", detail, "sudo vmm db restore --rebuild -f")
+    return _ok("engines", "every one that runs is in the database")
 
 
 def _kernel(site: HostSite) -> Check:

@@ -40,6 +40,10 @@ def sweep(site: HostSite) -> list[tuple[str, str]]:
     if len(ids) < len(names):
         # A record that cannot be read may be of any of them.
         ids |= there.jails
+    # Nothing of an engine that runs is removed, whoever has forgotten it.
+    living = site.strays()
+    names |= {stray.name for stray in living}
+    ids |= {stray.id for stray in living}
     for name in sorted(there.sockets - names):
         (site.config.paths.sockets / f"{name}.sock").unlink(missing_ok=True)
         found.append((name, "a socket of no machine was left"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmm import TYPE_CHECKING
 from vmm.cli.output import as_json, coloured, complain, json_text, lines, raw
-from vmm.model.machine import MachineView, UnreadableRecord
+from vmm.model.machine import MachineView, Stray, UnreadableRecord
 from vmm.model.text import harmless
 
 if TYPE_CHECKING:
@@ -24,8 +24,16 @@ _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failure": ("
 to_json = as_json
 
 
-def machine_facts(record: MachineView | UnreadableRecord) -> dict[str, object]:
+def machine_facts(record: MachineView | UnreadableRecord | Stray) -> dict[str, object]:
     """Return a machine under the keys that users of the original know, and vmm's own."""
+    if isinstance(record, Stray):
+        return {
+            "id": record.id,
+            "name": record.name,
+            "state": "unrecorded",
+            "reason": record.problem,
+            "pid": record.pid,
+        }
     if isinstance(record, UnreadableRecord):
         return {"name": record.name, "state": "unreadable", "reason": record.problem}
     machine, spec = record.machine, record.machine.spec
@@ -70,7 +78,7 @@ def forward_facts(forward: PortForward) -> dict[str, object]:
     }
 
 
-def machines(records: Sequence[MachineView | UnreadableRecord], output: str) -> None:
+def machines(records: Sequence[MachineView | UnreadableRecord | Stray], output: str) -> None:
     """Print a listing of machines."""
     if output == "json":
         # A line a machine: what json writes in one go is four times as fast as what it indents.
@@ -85,7 +93,9 @@ def machines(records: Sequence[MachineView | UnreadableRecord], output: str) -> 
         table([head, *(_machine_row(record) for record in records)], right=(3, 4, 5))
 
 
-def _machine_row(record: MachineView | UnreadableRecord) -> tuple[str, ...]:
+def _machine_row(record: MachineView | UnreadableRecord | Stray) -> tuple[str, ...]:
+    if isinstance(record, Stray):
+        return (record.name, "unrecorded", record.problem, "", "", "", "", "")
     if isinstance(record, UnreadableRecord):
         return (record.name, "unreadable", record.problem, "", "", "", "", "")
     machine, spec = record.machine, record.machine.spec

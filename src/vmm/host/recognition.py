@@ -88,9 +88,9 @@ class Recognition(Value):
             with contextlib.suppress(OSError):
                 there = disk.stat()
                 disks.add((there.st_dev, there.st_ino))
-        for entry in os.scandir(f"/proc/{pid}/fd"):
+        for entry in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208  # names are all that is needed
             with contextlib.suppress(OSError):
-                there = os.stat(entry.path)  # noqa: PTH116  # through the link
+                there = Path(f"/proc/{pid}/fd/{entry}").stat()
                 if (there.st_dev, there.st_ino) in disks:
                     return True
         return False

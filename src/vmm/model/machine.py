@@ -140,6 +140,20 @@ class Machine(Value):
         return self.spec.name
 
 
+class Stray(Value):
+    """An engine that runs, and that no record is of. `lease` and `forwards` are as its machine's directory has them."""
+
+    name: str
+    id: str
+    pid: int
+    lease: Lease | None = None
+    forwards: tuple[PortForward, ...] = ()
+
+    @property
+    def problem(self) -> str:
+        return f"its engine runs (pid {self.pid}), and the database does not know it"
+
+
 class UnreadableRecord(Value):
     """A machine's row that this vmm cannot read; shown, never hidden."""
 

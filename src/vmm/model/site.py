@@ -16,6 +16,7 @@ from vmm.model.machine import (
     MachineSpec,
     MachineState,
     ProcessIdentity,
+    Stray,
     Supervision,
     UnreadableRecord,
 )
@@ -39,7 +40,18 @@ class Store(Protocol):
 
     def machines(self) -> Sequence[Machine | UnreadableRecord]: ...
     def machine(self, name: str) -> Machine: ...
-    def add(self, spec: MachineSpec, *, subnet: Subnet, id: str, created_at: str) -> Machine: ...  # noqa: A002
+    def add(
+        self,
+        spec: MachineSpec,
+        *,
+        subnet: Subnet,
+        id: str,  # noqa: A002
+        created_at: str,
+        reserved: Collection[str] = (),
+    ) -> Machine:
+        """Record a new machine, with an address that no other has and none that is reserved."""
+        ...
+
     def replace_spec(self, name: str, spec: MachineSpec, *, event: Happening | None = None) -> None: ...
     def record(
         self,
@@ -369,6 +381,10 @@ class Site(Protocol):
 
     def ensure_supervisor(self) -> None:
         """Have vmm's supervisor there, which looks after the machines that run."""
+        ...
+
+    def strays(self, *, quick: bool = False) -> Sequence[Stray]:
+        """Return the engines that run and are of no record; `quick`: only where a directory is of none either."""
         ...
 
     def traces(self) -> Traces:

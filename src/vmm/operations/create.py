@@ -64,7 +64,9 @@ def create(site: Site, request: CreateRequest) -> Machine:
     _check_socket(site, spec.name)
     with site.store.lock(spec.name):
         _make_way(site, spec.name)
-        machine = site.store.add(spec, subnet=site.subnet, id=os.urandom(16).hex(), created_at=now())
+        machine = site.store.add(
+            spec, subnet=site.subnet, id=os.urandom(16).hex(), created_at=now(), reserved=_reserved(site)
+        )
         try:
             # Before anything is made: a machine that the range of user ids has no place for is refused.
             site.uid_of(machine)
@@ -132,11 +134,35 @@ def _check_socket(site: Site, name: str) -> None:
         )
 
 
+def _reserved(site: Site) -> list[str]:
+    """Return the addresses of machines that run though the database does not know them."""
+    return [stray.lease.address for stray in site.strays(quick=True) if stray.lease is not None]
+
+
+def _refuse_unknown(site: Site, name: str) -> None:
+    """Refuse a name whose disk lies there though the database knows no such machine.
+
+    It is of no `create` that was killed: that records its machine first, and takes the files away first.
+    """
+    stray = next((stray for stray in site.strays(quick=True) if stray.name == name), None)
+    if stray is None and not site.files.is_made(name):
+        return
+    what = (
+        stray.problem if stray is not None else f"{site.files.disk(name)} is there, and the database does not know it"
+    )
+    raise ConflictError(
+        f"There is a machine {name!r} already, which the database does not know.",
+        details=f"{what}: was a copy of the database put back? Nothing was changed.",
+        resolution=f"Take it in again: sudo vmm db restore --rebuild -f; or choose another name than {name}",
+    )
+
+
 def _make_way(site: Site, name: str) -> None:
     """Refuse a name that is taken; take back what a `create` that was killed left half-made."""
     try:
         existing = site.store.machine(name)
     except NotFoundError:
+        _refuse_unknown(site, name)
         return
     if existing.state is MachineState.CREATED and not site.files.is_made(name):
         undo(site, name)

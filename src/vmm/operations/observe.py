@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from vmm.model.event import EventKind
     from vmm.model.last_words import LastWord
-    from vmm.model.machine import ProcessIdentity
+    from vmm.model.machine import ProcessIdentity, Stray
     from vmm.model.network import PortForward
     from vmm.model.site import Site
 
@@ -60,14 +60,18 @@ def view(site: Site, name: str) -> MachineView:
 
 
 def view_all(
-    site: Site, *, labels: Mapping[str, str | None] | None = None, states: Sequence[MachineState] = ()
-) -> tuple[MachineView | UnreadableRecord, ...]:
+    site: Site,
+    *,
+    labels: Mapping[str, str | None] | None = None,
+    states: Sequence[MachineState] = (),
+    strays: bool = False,
+) -> tuple[MachineView | UnreadableRecord | Stray, ...]:
     """Return every machine as it is now, by name. A record that cannot be read is in it as such, whatever the filter.
 
-    A label's value None asks only that the label is there.
+    A label's value None asks only that the label is there. `strays`: engines that no record is of are in it too.
     """
     forwards = _by_machine(site.store.forwards())
-    found: list[MachineView | UnreadableRecord] = []
+    found: list[MachineView | UnreadableRecord | Stray] = []
     for record in site.store.machines():
         if isinstance(record, UnreadableRecord):
             found.append(record)
@@ -75,7 +79,7 @@ def view_all(
         machine = observed(site, record)
         if (not states or machine.state in states) and _has_labels(machine, labels or {}):
             found.append(MachineView(machine=machine, forwards=forwards.get(machine.name, ())))
-    return tuple(found)
+    return (*found, *(site.strays() if strays else ()))
 
 
 def how_it_ended(site: Site, machine: Machine, *, out_of_memory: bool = False) -> End:

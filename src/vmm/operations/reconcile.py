@@ -56,6 +56,10 @@ def reconcile(site: Site) -> tuple[Repair, ...]:
         if not site.files.is_described(machine.name) and site.files.is_made(machine.name):
             # One of a vmm that wrote none, or whose disk was full: what can be made again is no repair.
             site.files.describe(machine, site.store.forwards(machine.name))
+    repairs += [
+        Repair(subject=stray.name, what=f"{stray.problem}; take it in: sudo vmm db restore --rebuild -f", done=False)
+        for stray in site.strays()
+    ]
     repairs += mend_network(site)
     repairs += _mend_host(site)
     repairs += _sweep(site)
@@ -215,6 +219,7 @@ def _network_differences(site: Site) -> list[str]:
     # What waits for its restart gets its tap and rules with it.
     machines = [(machine, forwards) for machine, forwards in before.values() if not is_waiting(machine)]
     live = [(machine.lease, forwards) for machine, forwards in machines if observed(site, machine).state in LIVE]
+    live += [(stray.lease, stray.forwards) for stray in site.strays(quick=True) if stray.lease is not None]
     found = list(site.network.differences(live))
     if not found:
         return []

@@ -111,7 +111,7 @@ def read_description(text: str) -> tuple[Machine, tuple[PortForward, ...]]:
 def identity_on_disk(directory: Path) -> str | None:
     """Return the id of the machine that a directory is described as; None where that cannot be said."""
     try:
-        machine, _ = read_description(_text(directory))
+        machine, _ = read_description(text_of(directory))
     except (OSError, StateError):
         return None
     return machine.id
@@ -126,7 +126,7 @@ def look(machines: Path, subnet: Subnet) -> Found:
     left: list[Left] = []
     for directory in directories(machines):
         try:
-            machine, forwards = read_description(_text(directory))
+            machine, forwards = read_description(text_of(directory))
             if machine.name != directory.name:
                 raise _unusable(f"it describes a machine {machine.name!r}")
             _check_address(machine, subnet)
@@ -163,7 +163,7 @@ def fill(path: Path, found: Found) -> None:
         connection.execute("COMMIT")
 
 
-def _text(directory: Path) -> str:
+def text_of(directory: Path) -> str:
     """Return the text of a directory's description; a link or a device in its place is refused, not followed."""
     path = directory / FILE
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

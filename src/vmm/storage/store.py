@@ -16,7 +16,7 @@ from vmm.storage import readable, rows, trouble
 from vmm.storage.opening import BUSY_S, Opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
     from pathlib import Path
 
     from vmm.model.event import Event, Happening
@@ -81,10 +81,19 @@ class SqliteStore(Value):
             query = f"SELECT 1 FROM machines WHERE state IN {_LIVE} LIMIT 1"  # noqa: S608  # a constant
             return connection.execute(query).fetchone() is not None
 
-    def add(self, spec: MachineSpec, *, subnet: Subnet, id: str, created_at: str) -> Machine:  # noqa: A002
+    def add(
+        self,
+        spec: MachineSpec,
+        *,
+        subnet: Subnet,
+        id: str,  # noqa: A002
+        created_at: str,
+        reserved: Collection[str] = (),
+    ) -> Machine:
         """Record a new machine with a lease of its own. ConflictError when the name or every address is taken."""
         with self._writing() as connection:
             taken = {row[0] for row in connection.execute("SELECT address FROM machines")}
+            taken |= {int.from_bytes(bytes(map(int, address.split(".")))) for address in reserved}
             machine = Machine(
                 id=id,
                 spec=spec,

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 
 @click.command("list", cls=Command)
-@click.option("-a", "--all", "_every", is_flag=True, help="List all, as it does without.")
+@click.option(
+    "-a", "--all", "every", is_flag=True, help="Also engines that run though the database does not know them."
+)
 @click.option("--filter", "filters", multiple=True, help="label=KEY[=VALUE] or state=STATE; several by commas.")
-def list_command(_every: bool, filters: Sequence[str]) -> None:
+def list_command(every: bool, filters: Sequence[str]) -> None:
     """List machines."""
     labels, states = _parse(filters)
-    found = view_all(settings().site(read_only=True), labels=labels, states=states)
+    found = view_all(settings().site(read_only=True), labels=labels, states=states, strays=every)
     render.machines(found, settings().output)
 
 

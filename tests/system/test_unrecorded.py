@@ -1,0 +1,54 @@
+"""A machine that the database does not know of: nothing of it is lost, and it is told for as long as it runs."""
+
+import json
+
+import pytest
+from hosts import SMALL, Host, is_running
+
+from conftest import add_tiny
+
+pytestmark = pytest.mark.system
+
+
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("runs", [False, True], ids=["stands", "runs"])
+def test_a_machine_that_a_restored_database_does_not_know_keeps_all_it_has(host: Host, tmp_path, runs: bool) -> None:
+    add_tiny(host, tmp_path)
+    host.vmm("create", "early", *SMALL)
+    host.vmm("db", "backup")
+    host.vmm("create", "late", *SMALL)
+    pid = host.start("late") if runs else 0
+    disk = host.data_dir / "vms" / "late" / "disk.ext4"
+    with disk.open("r+b") as stream:
+        stream.seek(200 << 20)
+        stream.write(b"precious")
+    inode = disk.stat().st_ino
+    host.vmm("db", "restore", "--force")
+    said = host.fails("create", "late", *SMALL)
+    assert "db restore --rebuild" in said
+    told = host.vmm("reconcile", check=False)
+    listed = {row["name"]: row for row in host.json("list", "--all")}
+    checks = {row["name"]: row for row in json.loads(host.vmm("doctor", "--output", "json", check=False).stdout)}
+    assert ("late" in listed) is runs
+    assert (checks["engines"]["status"] == "ok") is not runs
+    assert ("late" in told.stdout) is runs
+    if runs:
+        # As often as it is asked, and whoever asks.
+        told = host.vmm("reconcile", check=False)
+        assert f"its engine runs (pid {pid})" in told.stdout
+        assert listed["late"]["pid"] == pid
+        assert is_running(pid)
+        assert (host.data_dir / "sockets" / "late.sock").exists()
+        assert "vmm-ac100003" in host.links()
+        assert "172.16.0.3" in host.run("nft", "list", "ruleset").stdout
+        # Its address is nobody else's meanwhile.
+        host.vmm("create", "other", *SMALL)
+        assert host.machine("other")["ip_address"] != "172.16.0.3"
+        host.vmm("delete", "other")
+    host.vmm("db", "restore", "--rebuild", "--force")
+    assert disk.stat().st_ino == inode
+    with disk.open("rb") as stream:
+        stream.seek(200 << 20)
+        assert stream.read(8) == b"precious"
+    assert host.machine("late")["state"] == ("running" if runs else "created")
+    assert host.machine("late")["pid"] == (pid or None)
