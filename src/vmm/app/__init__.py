@@ -147,7 +147,10 @@ class HostSite:
     def uid_of(self, machine: Machine) -> int:
         if not machine.spec.jail:
             return 0
+        from vmm.host import accounts
+
         first, last = self.config.uids
+        accounts.refuse_taken(self.config.uids)
         uid = first + place_in(self.config.subnet, machine.lease.address)
         if uid > last:
             raise ConflictError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from vmm import config as configuration
 from vmm.config import KEYS, Config
 from vmm.errors import ConfigError, UsageError
-from vmm.host import files
+from vmm.host import accounts, files
 
 _HEAD = "# The configuration of vmm on this host. Keys: vmm config show; change one: vmm config set KEY VALUE\n"
 
@@ -53,7 +53,9 @@ def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, conf
     draft = path.with_name(f".{path.name}.draft")
     try:
         files.write_atomic(draft, tomlkit.dumps(document))
-        configuration.load(data_dir=data_dir, file=draft)
+        checked = configuration.load(data_dir=data_dir, file=draft)
+        if "uid_range" in changes:
+            accounts.refuse_taken(checked.uids, everyone=True)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

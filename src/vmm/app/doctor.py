@@ -8,8 +8,8 @@ from vmm.app import HostSite
 from vmm.engines.choice import KvmReport, kvm_report, qemu_program
 from vmm.engines.firecracker import releases
 from vmm.engines.firecracker.jail import refuse_unsafe
-from vmm.errors import NotFoundError, VmmError
-from vmm.host import cgroups, files, packages, probes, systemd
+from vmm.errors import ConflictError, NotFoundError, VmmError
+from vmm.host import accounts, cgroups, files, packages, probes, systemd
 from vmm.model.facts import Answer, Moment, Standing
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import EngineName, Machine
@@ -129,6 +129,10 @@ def _jails(site: HostSite) -> Check:
     if links.is_root() and site.jails.exists():
         refuse_unsafe(site.jails)
     first, last = site.config.uids
+    try:
+        accounts.refuse_taken((first, last), everyone=True)
+    except ConflictError as error:
+        return _bad("jails", f"{error.brief} {error.details}", error.resolution)
     if loose:
         named = ", ".join(loose[:5]) + (" ..." if len(loose) > 5 else "")
         return _warn("jails", f"{named}: run as root, without a jail", f"vmm set {loose[0]} --jail")
