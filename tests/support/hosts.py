@@ -207,6 +207,8 @@ def _stock(data_dir: Path) -> None:
     assert LIBRARY.is_dir(), "VMM_TEST_LIBRARY names no directory: run scripts/test, which builds it"
     for part in ("bin", "images"):
         shutil.copytree(LIBRARY / part, data_dir / part, copy_function=_link)
+    # What a test asks of the network without a command knows the data directory by an id in it.
+    (data_dir / "state").mkdir(exist_ok=True)
 
 
 def _link(source: str, destination: str) -> None:
