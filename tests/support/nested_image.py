@@ -3,7 +3,8 @@
 Each is made once and kept beside the tests' library, under a stamp of what it was made from. What it lacks is vmm's own
 code: that is copied in at each start, so that no test sees another than this checkout's.
 
-`python tests/support/nested_image.py` makes those that are missing or stale; scripts/test does so before its tests.
+`python tests/support/nested_image.py` makes those that are missing or stale; with `--bootstrap` it does what takes
+longest, and needs nothing of vmm's: scripts/test has that done while its first stages run.
 """
 
 import fcntl
@@ -11,6 +12,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,24 +105,33 @@ class Image:
 
 def image(recipe: Recipe) -> Image:
     """Return a host's image; make it when it is missing or stale (a minute and a half)."""
+    bootstrap(recipe)
     directory = recipe.directory
-    directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory):
         tree, stamp = directory / "tree", directory / "stamp"
-        base, whole = _fingerprint(_base_of(recipe)), _fingerprint(_all_of(recipe))
-        kept = stamp.read_text().split() if stamp.exists() else []
-        if kept[1:] != [whole]:
-            stamp.unlink(missing_ok=True)
-            if kept[:1] != [base]:
-                shutil.rmtree(tree, ignore_errors=True)
-                _bootstrap(recipe, tree)
-                stamp.write_text(base)
+        base, *kept = stamp.read_text().split()
+        whole = _fingerprint(_all_of(recipe))
+        if kept != [whole]:
+            stamp.write_text(base)
             _furnish(recipe, tree)
             _to_ext4(tree, directory / "root.ext4")
             stamp.write_text(f"{base} {whole}")
     (kernel,) = (tree / "boot").glob("vmlinuz-*")
     (modules,) = (tree / "usr/lib/modules").iterdir()
     return Image(root=directory / "root.ext4", kernel=kernel, modules=modules)
+
+
+def bootstrap(recipe: Recipe) -> None:
+    """Make the tree of a host's packages when it is missing or stale."""
+    directory = recipe.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory):
+        stamp, base = directory / "stamp", _fingerprint(_base_of(recipe))
+        if not stamp.exists() or stamp.read_text().split()[0] != base:
+            stamp.unlink(missing_ok=True)
+            shutil.rmtree(directory / "tree", ignore_errors=True)
+            _bootstrap(recipe, directory / "tree")
+            stamp.write_text(base)
 
 
 @contextmanager
@@ -208,8 +219,7 @@ def main() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor() as pool:
-        for made in pool.map(image, RECIPES):
-            print(f"    {made.root}")
+        list(pool.map(bootstrap if "--bootstrap" in sys.argv[1:] else image, RECIPES))
 
 
 if __name__ == "__main__":
