@@ -22,6 +22,10 @@ _STATUS = {
     "shutdown": EngineStatus.RUNNING,
 }
 _DEFAULT_TSC_HZ = 2_000_000_000
+# qemu's local APIC counts a virtual GHz, divided by 16 as Linux has it (hw/intc/apic.c), in Linux's terms: 2^32 / 16.
+# A kernel measures that at its boot within 100 ms; where the host lets it stand meanwhile, the result is wrong, and all
+# its timers come late or early for good (seen: every sleep many times too long). Stage-1 compares, and boots again.
+_LAPIC_MULT = 2**32 // 16
 # Without elevateprivileges=deny, which forbids qemu to give root up by -runas (seccomp kills it); once it has, the
 # filter's no_new_privs keeps it from becoming root again.
 _SANDBOX = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
@@ -167,7 +171,7 @@ def _machine(*, kvm: bool) -> tuple[list[str], list[str], str]:
         ["-cpu", f"max,tsc-frequency={hertz}"],
         # reliable: the kernel checks the TSC against its tick, which comes late or not at all on a busy host. It then
         # gave up the TSC and counted ticks (measured with load: clocks 11 s behind at login, 22 s more in a minute).
-        f" tsc_early_khz={hertz // 1000} tsc=reliable",
+        f" tsc_early_khz={hertz // 1000} tsc=reliable vmm.lapic_mult={_LAPIC_MULT}",
     )
 
 
