@@ -15,7 +15,10 @@ from vmm.model.network import Subnet, checked_resolver, checked_subnet
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    # Returns the bytes of a file, or raises OSError; `host.reading.read_bytes`, which is above this floor.
+    Read = Callable[[Path], bytes]
 
 DATA_DIR = Path("/var/lib/vmm")
 SUBNET = Subnet(cidr="172.16.0.0/16", gateway="172.16.0.1")
@@ -143,8 +146,17 @@ KEYS: Mapping[str, type] = {
 }
 
 
-def load(*, data_dir: Path | None = None, file: Path | None = None) -> Config:
+_KIND_NAMES = {
+    str: 'a text in quotes, such as "text"',
+    int: "a whole number",
+    list: 'a list of texts, such as ["a", "b"]',
+}
+
+
+def load(*, read: Read, data_dir: Path | None = None, file: Path | None = None) -> Config:
     """Read the configuration. `data_dir` and `file` are the flags; None leaves it to the environment and the defaults.
+
+    `read` reads the file: boundedly, and without waiting for what is no plain file.
 
     Raises:
         ConfigError: the file cannot be read or parsed, has an unknown key, or a value that cannot be right.
@@ -153,8 +165,8 @@ def load(*, data_dir: Path | None = None, file: Path | None = None) -> Config:
     chosen = data_dir or _path(environment.get("VMM_DATA_DIR")) or DATA_DIR
     # Absolute: what vmm starts in another directory reads it too.
     path = (file or file_of(data_dir=data_dir)).absolute()
-    values = _flatten(_read(path, must_exist=bool(file or environment.get("VMM_CONFIG"))), path)
-    if data_dir is None and "VMM_DATA_DIR" not in environment and "data_dir" in values:
+    values = _read(path, read, must_exist=bool(file or environment.get("VMM_CONFIG")))
+    if data_dir is None and not environment.get("VMM_DATA_DIR") and "data_dir" in values:
         chosen = Path(str(values["data_dir"]))
     return _checked(Paths(data_dir=chosen.absolute()), path, values)
 
@@ -197,35 +209,40 @@ def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
 
 
-def _read(path: Path, *, must_exist: bool) -> dict[str, object]:
+def _read(path: Path, read: Read, *, must_exist: bool) -> dict[str, object]:
     try:
-        content = path.read_bytes()
+        content = read(path)
     except FileNotFoundError as error:
         if must_exist:
             raise ConfigError(
-                f"There is no configuration file {path}.", details=str(error), resolution="Make one: vmm config init"
+                f"There is no configuration file {path}.",
+                details="It was named with --config or VMM_CONFIG.",
+                resolution="Name one that is there, or leave it out: without a file the built-in values hold.",
             ) from error
         return {}
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     # Most hosts have no file, and reading a command's configuration must not cost them the parser.
     import tomllib
 
     try:
-        return tomllib.loads(content.decode())
-    except ValueError as error:
-        raise _unreadable(path, error) from error
+        return _flatten(tomllib.loads(content.decode()), path)
+    except (ValueError, RecursionError) as error:
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> ConfigError:
+def unreadable(path: Path, error: Exception) -> ConfigError:
+    """Return the error for a configuration file that cannot be read, or holds no TOML."""
     return ConfigError(
         f"The configuration file {path} cannot be read.",
-        details=str(error),
-        resolution=f"Mend it with an editor, or move it away and run: vmm config init ({path})",
+        details="It is nested too deeply." if isinstance(error, RecursionError) else str(error),
+        resolution=f"Mend it with an editor, or move it away: sudo mv {path} {path}.old",
     )
 
 
 def _flatten(table: Mapping[str, object], path: Path, prefix: str = "") -> dict[str, object]:
+    from vmm.model import words
+
     flat: dict[str, object] = {}
     for key, value in table.items():
         name = prefix + key
@@ -235,106 +252,119 @@ def _flatten(table: Mapping[str, object], path: Path, prefix: str = "") -> dict[
         expected = KEYS.get(name)
         if expected is None:
             raise ConfigError(
-                f"The configuration file {path} has an unknown key {name!r}.",
+                f"The configuration file {path} has an unknown key {words.quoted(name)}.",
                 details=f"Known keys: {', '.join(KEYS)}.",
                 resolution=f"Take it out of {path}.",
             )
-        if type(value) is not expected:
+        if not _is_of(expected, value):
             raise ConfigError(
                 f"The key {name!r} in {path} has a value of the wrong kind.",
-                details=f"It is {value!r}; a {expected.__name__} is needed.",
-                resolution=f"Mend the line in {path}.",
+                details=f"It is {words.quoted(value)}; needed is {_KIND_NAMES[expected]}.",
+                resolution=f"Mend the line in {path}, or: sudo vmm config set {name} VALUE",
             )
         flat[name] = value
     return flat
 
 
+def _is_of(kind: type, value: object) -> bool:
+    """Whether a value of TOML is of this type; its lists hold texts alone, and a flag is no number."""
+    return type(value) is kind and (kind is not list or all(isinstance(item, str) for item in value))  # pyright: ignore[reportUnknownVariableType, reportGeneralTypeIssues]  # TOML list
+
+
 def _checked(paths: Paths, file: Path, values: Mapping[str, object]) -> Config:
-    def text(key: str, default: str) -> str:
-        return str(values.get(key, default))
-
-    bridge, interface = text("bridge_name", "vmm-br0"), text("host_interface", "")
-    if not _is_link_name(bridge, besides="-_"):
-        raise ConfigError(
-            f"{bridge!r} cannot be the name of a bridge.",
-            details="A link's name has 1 to 15 letters, digits, '-' or '_', and begins with a letter or digit.",
-            resolution="vmm config set bridge_name vmm-br0",
+    if not values:
+        return Config(paths=paths, file=file)
+    try:
+        _check_texts(values)
+        return Config(
+            paths=paths,
+            file=file,
+            bridge_name=_text(values, "bridge_name") or "vmm-br0",
+            subnet=_subnet(values),
+            host_interface=_text(values, "host_interface") or None,
+            allowed_networks=_networks(values),
+            max_connections=_connections(values),
+            firecracker=_text(values, "firecracker"),
+            qemu=_text(values, "qemu"),
+            firecracker_url=_text(values, "firecracker_url"),
+            uids=_uids(_text(values, "uid_range")),
+            socket_group=_text(values, "socket_group"),
+            defaults=_defaults(values),
         )
-    if interface and not _is_link_name(interface, besides="-_.:"):
-        raise ConfigError(
-            f"{interface!r} cannot be the name of a host's interface.",
-            details="A link's name has 1 to 15 letters, digits, '-', '_', '.' or ':', a letter or digit first.",
-            resolution="See their names with ip link, then: vmm config set host_interface NAME",
-        )
-    return Config(
-        paths=paths,
-        file=file,
-        bridge_name=bridge,
-        subnet=_subnet(values),
-        host_interface=interface or None,
-        allowed_networks=_networks(values, file),
-        max_connections=_connections(values, file),
-        firecracker=text("firecracker", ""),
-        qemu=text("qemu", ""),
-        firecracker_url=text("firecracker_url", ""),
-        uids=_uids(text("uid_range", ""), file),
-        socket_group=text("socket_group", ""),
-        defaults=_defaults(file, values),
-    )
+    except VmmError as error:
+        raise ConfigError(f"{file}: {error.brief}", details=error.details, resolution=error.resolution) from error
 
 
-def _is_link_name(name: str, *, besides: str) -> bool:
-    """Whether a link can have this name, which becomes part of rules and of arguments of programs."""
-    # The kernel's rule: up to 15 bytes (IFNAMSIZ 16), no slash, no white space.
-    plain = name.translate(dict.fromkeys(map(ord, besides)))
-    return 1 <= len(name) <= 15 and name.isascii() and plain.isalnum() and name[0].isalnum()
+def _text(values: Mapping[str, object], key: str) -> str:
+    return str(values.get(key, ""))
 
 
-def _networks(values: Mapping[str, object], file: Path) -> tuple[str, ...]:
+def _networks(values: Mapping[str, object]) -> tuple[str, ...]:
     if not values.get("allowed_networks"):
         return ()
     from vmm.model.network import checked_networks
 
     named = values["allowed_networks"]
-    try:
-        return checked_networks([str(network) for network in named])  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportGeneralTypeIssues]  # TOML list
-    except VmmError as error:
-        raise ConfigError(f"{file}: {error.brief}", details=error.details, resolution=error.resolution) from error
+    return checked_networks([str(network) for network in named])  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportGeneralTypeIssues]  # TOML list
 
 
-def _connections(values: Mapping[str, object], file: Path) -> int:
+def _connections(values: Mapping[str, object]) -> int:
     number = values.get("max_connections", CONNECTIONS)
     assert isinstance(number, int)  # noqa: S101  # _flatten has checked the type
     if 16 <= number <= 1048576:
         return number
     raise ConfigError(
         f"A machine cannot have {number} connections at most.",
-        details=f"max_connections in {file} is a number from 16 to 1048576.",
-        resolution=f"vmm config set max_connections {CONNECTIONS}",
+        details="max_connections is a number from 16 to 1048576.",
+        resolution=f"sudo vmm config set max_connections {CONNECTIONS}",
     )
 
 
-def _uids(text: str, file: Path) -> tuple[int, int]:
+def _check_texts(values: Mapping[str, object]) -> None:
+    """Raise VmmError for a name, a path or an address that can never be right; an empty one is as none."""
+    from vmm.model import names
+
+    for key in ("data_dir", "firecracker", "qemu", "vm_defaults.ssh_key_path"):
+        if _text(values, key) or (key == "data_dir" and key in values):
+            names.valid_path(_text(values, key), what=key, absolute=True)
+    if "bridge_name" in values:
+        names.valid_link(_text(values, "bridge_name"), what="bridge", own=True)
+    if _text(values, "host_interface"):
+        names.valid_link(_text(values, "host_interface"), what="host's interface")
+    for what in ("image", "kernel"):
+        if f"vm_defaults.{what}" in values:
+            names.valid_name(_text(values, f"vm_defaults.{what}"), what=what)
+    if _text(values, "socket_group"):
+        names.valid_user(_text(values, "socket_group"), what="group")
+    if _text(values, "firecracker_url"):
+        names.valid_url(_text(values, "firecracker_url"), what="firecracker_url")
+
+
+def _uids(text: str) -> tuple[int, int]:
     if not text:
         return UIDS
-    first, dash, last = text.partition("-")
+    from vmm.model.sizes import parse_whole
+    from vmm.model.words import quoted
+
+    first, _, last = text.partition("-")
+    low, high = parse_whole(first), parse_whole(last)
     # A user id has 32 bits, and the last of them means "none" (setuid(2)).
-    if dash and first.isdigit() and last.isdigit() and 1000 <= int(first) <= int(last) < 2**32 - 1:
-        return int(first), int(last)
+    if low is not None and high is not None and 1000 <= low <= high < 2**32 - 1:
+        return low, high
     raise ConfigError(
-        f"{text!r} is no range of user ids.",
-        details=f"uid_range in {file} is FIRST-LAST, two numbers from 1000 to {2**32 - 2}.",
-        resolution=f"vmm config set uid_range {UIDS[0]}-{UIDS[1]}",
+        f"{quoted(text)} is no range of user ids.",
+        details=f"uid_range is FIRST-LAST, two numbers from 1000 to {2**32 - 2}.",
+        resolution=f"sudo vmm config set uid_range {UIDS[0]}-{UIDS[1]}",
     )
 
 
 def _subnet(values: Mapping[str, object]) -> Subnet:
     if "subnet" not in values and "gateway" not in values:
         return SUBNET
-    return checked_subnet(str(values.get("subnet", SUBNET.cidr)), str(values.get("gateway", SUBNET.gateway)))
+    return checked_subnet(_text(values, "subnet") or SUBNET.cidr, _text(values, "gateway"))
 
 
-def _defaults(file: Path, values: Mapping[str, object]) -> Defaults:
+def _defaults(values: Mapping[str, object]) -> Defaults:
     if not any(key.startswith("vm_defaults.") for key in values):
         return DEFAULTS
     from vmm.model import sizes
@@ -349,26 +379,21 @@ def _defaults(file: Path, values: Mapping[str, object]) -> Defaults:
 
     servers = values.get("vm_defaults.dns_servers", [])
     engine = text("engine", "auto")
-    try:
-        if engine not in ENGINES:
-            raise ConfigError(
-                f"There is no engine {engine!r}.",
-                details=f"vm_defaults.engine is one of {', '.join(ENGINES)}.",
-                resolution="vmm config set vm_defaults.engine auto",
-            )
-        return Defaults(
-            cpus=number("cpus", DEFAULTS.cpus, sizes.CPUS),
-            memory_mib=number("memory_mb", DEFAULTS.memory_mib, sizes.MEMORY_MIB),
-            disk_mib=number("disk_size_mb", DEFAULTS.disk_mib, sizes.DISK_MIB),
-            image=text("image", DEFAULTS.image),
-            kernel=text("kernel", DEFAULTS.kernel),
-            ssh_key_path=text("ssh_key_path", "") or None,
-            dns=tuple(checked_resolver(str(server)) for server in servers),  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportGeneralTypeIssues]  # TOML list
-            engine=engine,
-        )
-    except VmmError as error:
-        if isinstance(error, ConfigError):
-            raise
+    if engine not in ENGINES:
+        from vmm.model.words import quoted
+
         raise ConfigError(
-            f"{file}: {error.brief}", details=error.details, resolution=f"{error.resolution} (in {file})"
-        ) from error
+            f"There is no engine {quoted(engine)}.",
+            details=f"vm_defaults.engine is one of {', '.join(ENGINES)}.",
+            resolution="sudo vmm config set vm_defaults.engine auto",
+        )
+    return Defaults(
+        cpus=number("cpus", DEFAULTS.cpus, sizes.CPUS),
+        memory_mib=number("memory_mb", DEFAULTS.memory_mib, sizes.MEMORY_MIB),
+        disk_mib=number("disk_size_mb", DEFAULTS.disk_mib, sizes.DISK_MIB),
+        image=text("image", DEFAULTS.image),
+        kernel=text("kernel", DEFAULTS.kernel),
+        ssh_key_path=text("ssh_key_path", "") or None,
+        dns=tuple(checked_resolver(str(server)) for server in servers),  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportGeneralTypeIssues]  # TOML list
+        engine=engine,
+    )

@@ -26,8 +26,14 @@ class VmmError(Exception):
     def __init__(self, brief: str, *, details: str, resolution: str) -> None:
         super().__init__(brief)
         self.brief = brief
-        self.details = details
+        self.details = without_numbers(details)
         self.resolution = resolution
+
+
+def without_numbers(text: str) -> str:
+    """Return what the system said without Python's `[Errno 2] `: it tells a user nothing that the words do not."""
+    parts = text.split("[Errno ")
+    return parts[0] + "".join(rest if "] " not in rest else rest.partition("] ")[2] for rest in parts[1:])
 
 
 class UsageError(VmmError):

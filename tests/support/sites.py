@@ -442,6 +442,9 @@ class FakeGuest:
         assert alive()
         return 0.1
 
+    def has_answered(self, machine) -> bool:
+        return self.fails is None
+
     def ask_shutdown(self, machine, *, reboot: bool, timeout_s: float) -> bool:
         self.log.do("ask reboot" if reboot else "ask poweroff")
         if self.deaf:

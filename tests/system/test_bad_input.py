@@ -48,8 +48,8 @@ def test_names(ready: Host, name: str) -> None:
     before = everything(ready)
     for verb in (["create"], ["start"], ["stop"], ["delete"], ["show"], ["console"], ["set", "--cpus", "1"]):
         ready.fails(*verb, "--", name, code=2)
-    ready.fails("create", "ok", "--image", name, code=2) if name else None
-    ready.fails("create", "ok", "--kernel", name, code=2) if name else None
+    ready.fails("create", "ok", "--image", name, code=2)
+    ready.fails("create", "ok", "--kernel", name, code=2)
     ready.fails("image", "import", "/dev/null", "--name", name, code=2)
     ready.fails("kernel", "delete", "--", name, code=2)
     ready.fails("port-forward", "add", "--", name, "1:1", code=2)

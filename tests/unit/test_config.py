@@ -1,5 +1,6 @@
 """Where a configuration comes from, and which one wins."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from vmm import config
 from vmm.app.configure import set_config
 from vmm.errors import ConfigError, UsageError
+from vmm.host.reading import read_bytes
+
+load = functools.partial(config.load, read=read_bytes)
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +26,7 @@ def written(path: Path, text: str) -> Path:
 
 
 def test_without_a_file_the_built_in_values_hold(tmp_path: Path) -> None:
-    loaded = config.load(data_dir=tmp_path)
+    loaded = load(data_dir=tmp_path)
     assert loaded.subnet == config.SUBNET
     assert loaded.defaults == config.DEFAULTS
     assert loaded.paths.database == tmp_path / "state" / "vmm.db"
@@ -31,13 +35,13 @@ def test_without_a_file_the_built_in_values_hold(tmp_path: Path) -> None:
 
 def test_flag_wins_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = written(tmp_path / "c.toml", f'data_dir = "{tmp_path}/file"\n[vm_defaults]\ncpus = 4\n')
-    assert config.load(file=file).paths.data_dir == tmp_path / "file"
-    assert config.load(file=file).defaults.cpus == 4
+    assert load(file=file).paths.data_dir == tmp_path / "file"
+    assert load(file=file).defaults.cpus == 4
     monkeypatch.setenv("VMM_DATA_DIR", str(tmp_path / "environment"))
-    assert config.load(file=file).paths.data_dir == tmp_path / "environment"
-    assert config.load(file=file, data_dir=tmp_path / "flag").paths.data_dir == tmp_path / "flag"
+    assert load(file=file).paths.data_dir == tmp_path / "environment"
+    assert load(file=file, data_dir=tmp_path / "flag").paths.data_dir == tmp_path / "flag"
     monkeypatch.setenv("VMM_CONFIG", str(file))
-    assert config.load().defaults.cpus == 4
+    assert load().defaults.cpus == 4
 
 
 def test_every_key_is_read_and_shown(tmp_path: Path) -> None:
@@ -48,11 +52,11 @@ def test_every_key_is_read_and_shown(tmp_path: Path) -> None:
         'disk_size_mb = 5000\nimage = "i"\nkernel = "k"\nssh_key_path = "/k.pub"\ndns_servers = ["1.1.1.1"]\n'
         'engine = "qemu"\n',
     )
-    shown = config.values_of(config.load(file=file, data_dir=tmp_path))
+    shown = config.values_of(load(file=file, data_dir=tmp_path))
     assert set(shown) == set(config.KEYS)
     assert shown["gateway"] == "10.0.0.9"
     assert shown["vm_defaults.dns_servers"] == ["1.1.1.1"]
-    assert config.load(file=file).defaults.memory_mib == 1000
+    assert load(file=file).defaults.memory_mib == 1000
 
 
 def test_setting_keeps_comments_and_refuses_what_cannot_be(tmp_path: Path) -> None:
@@ -61,7 +65,7 @@ def test_setting_keeps_comments_and_refuses_what_cannot_be(tmp_path: Path) -> No
     text = file.read_text()
     assert "# mine" in text
     assert "# two" in text
-    assert config.load(file=file).defaults.memory_mib == 2048
+    assert load(file=file).defaults.memory_mib == 2048
     for wrong in ({"nosuch": "1"}, {"vm_defaults.cpus": "many"}, {"vm_defaults.cpus": "77"}, {"subnet": "10.1.0.0/31"}):
         with pytest.raises((ConfigError, UsageError)):
             set_config(wrong, config_file=file)
@@ -71,7 +75,7 @@ def test_setting_keeps_comments_and_refuses_what_cannot_be(tmp_path: Path) -> No
 def test_setting_mends_a_value_that_is_wrong(tmp_path: Path) -> None:
     file = written(tmp_path / "config" / "config.toml", "[vm_defaults]\ncpus = 99\n")
     with pytest.raises(ConfigError, match=r"vm_defaults\.cpus"):
-        config.load(data_dir=tmp_path)
+        load(data_dir=tmp_path)
     set_config({"vm_defaults.cpus": "2"}, data_dir=tmp_path)
-    assert config.load(data_dir=tmp_path).defaults.cpus == 2
+    assert load(data_dir=tmp_path).defaults.cpus == 2
     assert file.exists()

@@ -40,7 +40,9 @@ _EXEC_S = 0.02
 
 def load_config(*, data_dir: Path | None = None, config_file: Path | None = None) -> Config:
     """Read the configuration of this host; flags win over environment, file and built-in values."""
-    return configuration.load(data_dir=data_dir, file=config_file)
+    from vmm.host.reading import read_bytes
+
+    return configuration.load(read=read_bytes, data_dir=data_dir, file=config_file)
 
 
 def require_root(command: str) -> None:
@@ -340,6 +342,7 @@ class HostSite:
     ) -> None:
         from vmm.guest.facts import Facts, write_initrd
         from vmm.guest.stage1 import build_grow_archive
+        from vmm.host.reading import read_text
 
         tool = stage1.with_name("grow.cpio.gz")
         if grow and not tool.exists():
@@ -353,8 +356,8 @@ class HostSite:
             gateway=self.subnet.gateway,
             resolvers=tuple(resolvers),
             authorized_keys=(self.guest.key.public_key(), *machine.spec.ssh_keys),
-            host_key=host_key.read_text(encoding="ascii"),
-            host_key_pub=host_key.with_suffix(".pub").read_text(encoding="ascii"),
+            host_key=read_text(host_key),
+            host_key_pub=read_text(host_key.with_suffix(".pub")),
             grow=grow,
         )
         write_initrd(out, archives=[stage1, *([tool] if grow else [])], facts=facts)

@@ -1,12 +1,15 @@
 """`vmm config`: the file is changed as a whole, and only by what can be read back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from vmm import config as configuration
 from vmm.config import KEYS, Config
 from vmm.errors import ConfigError, UsageError
 from vmm.host import accounts, files
+from vmm.host.reading import read_bytes, read_text
+from vmm.model.sizes import parse_mib, parse_whole
+from vmm.model.words import quoted
 
 _HEAD = "# The configuration of vmm on this host. Keys: vmm config show; change one: vmm config set KEY VALUE\n"
 
@@ -37,23 +40,25 @@ def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, conf
 
     path = _file(data_dir, config_file)
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
-    except (TOMLKitError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(
-            f"The configuration file {path} cannot be read.",
-            details=str(error),
-            resolution="Mend it with an editor, or move it away and run: vmm config init",
-        ) from error
+        document = tomlkit.parse(read_text(path)) if path.exists() else tomlkit.document()
+    except (TOMLKitError, OSError, RecursionError) as error:
+        raise configuration.unreadable(path, error) from error
     for key, text in changes.items():
         value = _value(key, text)
         table, _, name = key.rpartition(".")
         target = document.setdefault(table, tomlkit.table()) if table else document
+        if not isinstance(target, MutableMapping):
+            raise ConfigError(
+                f"The configuration file {path} has a key {table!r} that is no table.",
+                details=f"It is {quoted(target)}.",
+                resolution=f"Take the line out of {path}, then give the command again.",
+            )
         target[name] = value
     files.make_dir(path.parent)
     draft = path.with_name(f".{path.name}.draft")
     try:
         files.write_atomic(draft, tomlkit.dumps(document))
-        checked = configuration.load(data_dir=data_dir, file=draft)
+        checked = _check(draft, path, data_dir)
         if "uid_range" in changes:
             accounts.refuse_taken(checked.uids, everyone=True)
         draft.replace(path)
@@ -62,11 +67,21 @@ def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, conf
     return path
 
 
+def _check(draft: Path, path: Path, data_dir: Path | None) -> Config:
+    """Return what the file that is to be says, or raise ConfigError; it is named as the one that it would become."""
+    try:
+        return configuration.load(read=read_bytes, data_dir=data_dir, file=draft)
+    except ConfigError as error:
+        parts = (part.replace(str(draft), str(path)) for part in (error.brief, error.details, error.resolution))
+        brief, details, resolution = parts
+        raise ConfigError(brief, details=details, resolution=resolution) from error
+
+
 def _file(data_dir: Path | None, config_file: Path | None) -> Path:
     if config_file is not None:
         return config_file
     try:
-        return configuration.load(data_dir=data_dir).file
+        return configuration.load(read=read_bytes, data_dir=data_dir).file
     except ConfigError:
         # A value in it may be wrong, which is what `set` is there to mend.
         return configuration.file_of(data_dir=data_dir)
@@ -76,12 +91,27 @@ def _value(key: str, text: str) -> object:
     kind = KEYS.get(key)
     if kind is None:
         raise UsageError(
-            f"There is no key {key!r}.", details=f"Keys: {', '.join(KEYS)}.", resolution="See them: vmm config show"
+            f"There is no key {quoted(key)}.",
+            details=f"Keys: {', '.join(KEYS)}.",
+            resolution="See them: vmm config show",
         )
+    if key == "vm_defaults.cpus":
+        number = parse_whole(text)
+        if number is None:
+            raise _wrong(key, text, "a whole number is needed")
+        return number
     if kind is int:
-        from vmm.model.sizes import parse_mib
-
         return parse_mib(text)
+    if not text.isprintable():
+        raise _wrong(key, text, "a text of printable characters is needed")
     if kind is list:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
+
+
+def _wrong(key: str, text: str, why: str) -> UsageError:
+    return UsageError(
+        f"{quoted(text)} cannot be the value of {key}.",
+        details=f"For {key} {why}.",
+        resolution=f"sudo vmm config set {key} VALUE",
+    )

@@ -89,11 +89,17 @@ def fail(error: VmmError) -> int:
 
 def complain(brief: str, details: str, resolution: str) -> None:
     """Print the three parts of an error, none of which can be taken for another; colours where a person looks."""
+    from vmm.cli import hints
+
     error, mend = (
         output.coloured(text, colour, on_stderr=True)
         for text, colour in (("Error:", "alarm"), ("To mend it:", "strong"))
     )
     # What a program or a guest said may have lines of its own: each stands deeper than ours.
     proof = harmless(details.replace("\r\n", "\n").strip(), keep=LINES, most=_MOST_LETTERS).replace("\n", "\n    ")
-    parts = [f"{error} {harmless(brief)}", *([f"  {proof}"] if proof else []), f"  {mend} {harmless(resolution)}"]
+    parts = [
+        f"{error} {harmless(brief)}",
+        *([f"  {proof}"] if proof else []),
+        f"  {mend} {harmless(hints.fit(resolution))}",
+    ]
     output.raw_complaint("\n".join(parts) + "\n")

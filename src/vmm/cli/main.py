@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmm.cli import output
+from vmm.cli import hints, output
 from vmm.cli.ending import complain, guarded, interrupted
 from vmm.cli.options import Command, Group
 from vmm.errors import ExitCode
@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "autostart": ("host", "Start the machines that a reboot brought down (for the systemd unit).", "Host"),
     "autostop": ("host", "Stop every machine because the host goes down (for the systemd unit).", "Host"),
     "completion": ("shell", "Print the completion script of a shell.", "Host"),
+    "help": ("shell", "Show the help of vmm, or of one of its commands.", "Host"),
     "version": ("shell", "Print the version.", "Host"),
     "settle": ("supervise", "Record how a machine ended, and start it again where it is to be.", ""),
     "supervise": ("supervise", "Watch the machines that run, until none does.", ""),
@@ -64,7 +65,7 @@ First steps:
   sudo vmm port-forward dev 8080:80     reach its port 80 as this host's 8080
   sudo vmm delete dev                   gone
 
-All commands: vmm --help. One of them: vmm COMMAND --help. Something wrong: vmm doctor
+All commands: vmm help. One of them: vmm help COMMAND. Something wrong: vmm doctor
 """
 
 
@@ -103,7 +104,7 @@ class Root(Group):
 def cli(ctx: click.Context) -> None:
     """Real virtual machines on this host, booted by Firecracker in well under a second."""
     if ctx.invoked_subcommand is None:
-        output.raw(_WELCOME)
+        output.raw(hints.fit(_WELCOME))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -131,6 +132,10 @@ def _parsed(arguments: list[str]) -> int:
 
 
 def _wrong_usage(error: click.ClickException) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        # A group alone: what it is for is what was asked.
+        output.raw(error.format_message() + "\n")
+        return ExitCode.DONE
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "vmm"
     usage = context.get_usage() if context is not None and isinstance(context.command, Command) else ""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmm.cli.output import say
+from vmm.cli import hints
+from vmm.cli.output import raw, say
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -58,7 +59,7 @@ class Settings:
     def say(self, text: str) -> None:
         """Print a result for people, unless --quiet; beside a listing for programs it goes to stderr."""
         if not self.quiet:
-            say(text, aside=self.output != "table")
+            say(hints.fit(text), aside=self.output != "table")
 
 
 def settings() -> Settings:
@@ -69,12 +70,14 @@ def settings() -> Settings:
 def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # noqa: ANN401  # click's own type
     # Given twice, before and after the command, the one that was given wins over the default of the other.
     if value not in (None, False):
+        if isinstance(value, Path):
+            hints.remember(param.opts[0], str(value.absolute()))
         setattr(ctx.find_root().ensure_object(Settings), str(param.name), value)
 
 
 def global_options() -> list[click.Parameter]:
     """Return the options that every command takes, before or after its name."""
-    path = click.Path(path_type=Path)
+    path = FilePath(plain=True)
     return [
         click.Option(
             ["--output"], type=click.Choice(["table", "json", "name"]), callback=_store, expose_value=False,
@@ -113,6 +116,31 @@ class Group(click.Group):
         super().__init__(*args, **kwargs)
         self.params.extend(global_options())
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # Where people look for help who do not know `--help`.
+        if args[:1] == ["help"] and self.get_command(ctx, "help") is None:
+            show_help(ctx, args[1:])
+            ctx.exit()
+        return super().resolve_command(ctx, args)
+
+
+def show_help(ctx: click.Context, words: Sequence[str]) -> None:
+    """Print the help of the command that `words` name below the context's own, or of that one itself.
+
+    Raises:
+        UsageError: there is no such command.
+    """
+    for word in words:
+        command = ctx.command.get_command(ctx, word) if isinstance(ctx.command, click.Group) else None
+        if command is None:
+            from vmm.model.words import quoted
+
+            raise click.UsageError(f"There is no command {quoted(word)} in {ctx.command_path}.", ctx)
+        ctx = click.Context(command, info_name=command.name, parent=ctx)
+    raw(ctx.get_help() + "\n")
+
 
 class Size(click.ParamType[int]):
     """Plain MB, or 512M, 2G; gives MiB."""
@@ -125,18 +153,78 @@ class Size(click.ParamType[int]):
         return value if isinstance(value, int) else parse_mib(str(value))
 
 
+class FilePath(click.ParamType[Path]):
+    """A path; an empty one is none, and would be taken for the directory that one stands in.
+
+    `plain`: others go by it too, and read it from a line; it must be printable.
+    """
+
+    name = "path"
+
+    def __init__(self, *, plain: bool = False) -> None:
+        self._plain = plain
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
+        text = str(value)
+        if not text or "\0" in text or (self._plain and not text.isprintable()):
+            self.fail("it is no path that a file can have." if text else "an empty text is no path.", param, ctx)
+        return Path(text)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+class Whole(click.ParamType[int]):
+    """A whole number in plain digits. click's own takes `1_0`, ` 1` and the digits of other scripts."""
+
+    name = "number"
+
+    def __init__(self, *, least: int = 0, most: int = 10**18) -> None:
+        self._least, self._most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        from vmm.model.sizes import parse_whole
+        from vmm.model.words import quoted
+
+        number = value if isinstance(value, int) else parse_whole(str(value))
+        if number is None or not self._least <= number <= self._most:
+            bound = f"of {self._least} or more" if self._most >= 10**18 else f"from {self._least} to {self._most}"
+            self.fail(f"{quoted(value)} is not a whole number {bound}.", param, ctx)
+        return number
+
+
+class Decimal(click.ParamType[float]):
+    """A number such as `2` or `1.5`, in plain digits."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        from vmm.model.sizes import parse_decimal
+        from vmm.model.words import quoted
+
+        number = float(value) if isinstance(value, int | float) else parse_decimal(str(value))
+        if number is None:
+            self.fail(f"{quoted(value)} is not a number, such as 1.5.", param, ctx)
+        return number
+
+
 class Rate(click.ParamType[int]):
     """Bytes: a plain number, or 512K, 10M, 1G; gives bytes."""
 
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        from vmm.model.sizes import parse_whole
+        from vmm.model.words import quoted
+
         text = str(value).upper()
         scale = {"K": 1024, "M": 1024**2, "G": 1024**3}.get(text[-1:], 1)
-        number = text.rstrip("KMG") if scale > 1 else text
-        if not (number.isascii() and number.isdigit()) or len(text) - len(number) > 1:
-            self.fail(f"{value!r} is not a number of bytes, such as 10M.", param, ctx)
-        return int(number) * scale
+        number = parse_whole(text[:-1] if scale > 1 else text)
+        if number is None:
+            self.fail(f"{quoted(value)} is not a number of bytes, such as 10M.", param, ctx)
+        return number * scale
 
 
 # What takes a limit off.
@@ -161,13 +249,13 @@ class Seconds(click.ParamType[float]):
     name = "seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = -1.0
-        # NaN compares false with everything, and no command waits for a year.
-        if not 0 < seconds <= 86400 * 365:
-            self.fail(f"{value!r} is not a number of seconds above 0.", param, ctx)
+        from vmm.model.sizes import parse_decimal
+        from vmm.model.words import quoted
+
+        seconds = float(value) if isinstance(value, int | float) else parse_decimal(str(value))
+        # No command waits for longer than a year.
+        if seconds is None or not 0 < seconds <= 86400 * 365:
+            self.fail(f"{quoted(value)} is not a number of seconds above 0.", param, ctx)
         return seconds
 
 

@@ -87,7 +87,9 @@ def machines(records: Sequence[MachineView | UnreadableRecord | Stray], output: 
     elif output == "name":
         lines(record.machine.spec.name if isinstance(record, MachineView) else record.name for record in records)
     elif not records:
-        lines(["No machines. Make one: sudo vmm run dev"])
+        from vmm.cli import hints
+
+        lines([hints.fit("No machines. Make one: sudo vmm run dev")])
     else:
         head = ("NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "DISK", "ENGINE", "IMAGE")
         table([head, *(_machine_row(record) for record in records)], right=(3, 4, 5))
@@ -138,8 +140,12 @@ def started(result: Started) -> str:
 
 def warnings(result: Started) -> None:
     """Say what a machine's user should know of how it runs; not with the results, and whatever --quiet says."""
+    if not result.warnings:
+        return
+    from vmm.cli import hints
+
     for warning in result.warnings:
-        complain(f"Warning: {warning}")
+        complain(f"Warning: {hints.fit(warning)}")
 
 
 def events(found: Sequence[Event], output: str, *, stream: bool) -> None:
@@ -211,12 +217,14 @@ def checks(found: Sequence[Check], output: str) -> None:
     if output == "json":
         to_json([{"name": c.name, "status": c.status.value, "detail": c.detail, "fix": c.fix or None} for c in found])
         return
+    from vmm.cli import hints
+
     width = max(len(check.name) for check in found)
     for check in found:
         word, colour = _MARKS[check.status.value]
         raw(f"{check.name:<{width}}  {coloured(f'{word:<7}', colour)}  {harmless(check.detail)}\n")
         if check.fix and check.status != "ok":
-            lines([f"{'':<{width}}  {'':<7}  -> {check.fix}"])
+            lines([f"{'':<{width}}  {'':<7}  -> {hints.fit(check.fix)}"])
 
 
 def setup_steps(steps: Sequence[SetupStep], output: str) -> None:

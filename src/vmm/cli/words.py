@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmm.cli.options import Command
+from vmm.cli.options import Command, FilePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from vmm.model.session import Session
 
@@ -74,7 +74,7 @@ def session_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "-i",
                 "--identity",
-                type=click.Path(path_type=Path),
+                type=FilePath(),
                 help="A private key of yours, offered alone [those that the machine was given].",
             ),
             click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm.errors import EngineError, HostError, VmmError
@@ -30,6 +31,7 @@ _SOCKET_S = 1.0
 def spawn(argv: Sequence[str], plan: BootPlan, *, marker: str) -> ProcessIdentity:
     """Start an engine: stdout is the console, stderr the log. A socket that an earlier one left is removed."""
     with _told(plan), _streams(plan) as streams:
+        _bring_into_memory(plan, argv)
         return hands.spawn(argv, marker=marker, streams=streams)
 
 
@@ -50,7 +52,9 @@ def spawn_through(plan: BootPlan, detour: Detour, *, marker: str) -> ProcessIden
     with _told(plan):
         with _streams(plan) as streams:
             detour.prepare()
-            if hands.spawn_through(detour.argv(), streams=streams, timeout_s=_DETOUR_S) != 0:
+            argv = detour.argv()
+            _bring_into_memory(plan, argv)
+            if hands.spawn_through(argv, streams=streams, timeout_s=_DETOUR_S) != 0:
                 raise _ended(plan)
         process = identity.of(detour.pid(), marker=marker)
         deadline = time.monotonic() + _SOCKET_S
@@ -78,6 +82,21 @@ def _streams(plan: BootPlan) -> Generator[hands.Streams]:
         finally:
             for fd in join:
                 os.close(fd)
+
+
+def _bring_into_memory(plan: BootPlan, argv: Sequence[str]) -> None:
+    """Read the engine's program, kernel and initrd where reading will be limited.
+
+    They are other machines' as well: a page of theirs that waits for a limit keeps everyone waiting who needs it.
+    """
+    if plan.limits.io_read_bps is None and plan.limits.io_read_iops is None:
+        return
+    from vmm.host import reading
+
+    initrd = () if plan.initrd is None else (plan.initrd,)
+    for path in (plan.kernel, *initrd, *(Path(word) for word in argv if word.startswith("/"))):
+        with contextlib.suppress(OSError):
+            reading.bring_into_memory(path)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from vmm import TYPE_CHECKING
 from vmm.guest.cpio import Archive
 from vmm.host import files
+from vmm.host.reading import read_bytes
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 _SCRIPTS = {"init": "stage1-init.sh", "facts": "stage1-facts.sh", "vmm-run/initramfs/shutdown": "stage1-shutdown.sh"}
 # Programs that would ask a DHCP server for what stage-1 has configured, as units of systemd's.
 _SKIPPED_UNITS = ("dhcpcd", "dhcpcd@eth0", "dhclient", "connman", "wicked")
+
+
+# Stage-1 with every module that it may load; it is in the guest's memory while it boots.
+_ARCHIVE_BYTES = 256 * 1024 * 1024
 
 
 class Facts(Value):
@@ -99,7 +104,7 @@ def run_files(facts: Facts) -> dict[str, str]:
 
 def write_initrd(out: Path, *, archives: Sequence[Path], facts: Facts) -> None:
     """Write a machine's initrd: the archives, one after another, and the facts behind them. It holds a private key."""
-    parts = [path.read_bytes() for path in archives]
+    parts = [read_bytes(path, most=_ARCHIVE_BYTES) for path in archives]
     # The kernel wants each archive to begin at a multiple of four bytes, and passes over zeros before it.
     padded = [part + b"\0" * (-len(part) % 4) for part in parts]
     files.write_atomic(out, b"".join([*padded, facts_archive(facts)]), mode=0o600, durable=False)

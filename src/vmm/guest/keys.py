@@ -8,6 +8,7 @@ import os
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError, UsageError
 from vmm.host import files, process
+from vmm.host.reading import read_text
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class ManagedKey(Value):
             with files.locked(self.directory / ".lock", what="vmm's ssh key", timeout_s=30.0):
                 if not public.exists():
                     make_key(self.private, comment="vmm")
-        return public.read_text(encoding="ascii").strip()
+        return read_text(public).strip()
 
 
 def make_key(path: Path, *, comment: str = "vmm host key") -> None:
@@ -70,7 +71,7 @@ def checked_public_key(text: str, *, source: str) -> str:
             details="A machine is given public keys only; the private one stays with you.",
             resolution="Give the file that ends in .pub.",
         )
-    if "\n" in line or len(parts) < 2 or parts[0] not in _TYPES or not _is_base64(parts[1]):
+    if not line.isprintable() or len(parts) < 2 or parts[0] not in _TYPES or not _is_base64(parts[1]):
         raise UsageError(
             f"{source} is not an ssh public key.",
             details="A public key is one line: its type (such as ssh-ed25519), the key, and a comment.",

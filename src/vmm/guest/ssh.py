@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 
 from vmm import TYPE_CHECKING
 from vmm.errors import GuestError, HostError, UsageError
-from vmm.host import files, process
+from vmm.host import files, process, reading
 from vmm.model.session import remote_line
 from vmm.model.value import Value
 
@@ -47,6 +48,7 @@ class SshGuest(Value):
         while time.monotonic() - began < timeout_s:
             remaining = timeout_s - (time.monotonic() - began)
             if _greets(machine.lease.address, remaining):
+                self._note_answer(machine)
                 return time.monotonic() - began
             if not alive():
                 raise GuestError(
@@ -58,8 +60,24 @@ class SshGuest(Value):
         raise GuestError(
             f"ssh in the machine {machine.name!r} did not answer within {timeout_s:.0f} s.",
             details=f"No banner came from {machine.lease.address}:{_PORT}; the machine goes on running.",
-            resolution=f"See what it does: vmm console {machine.name}; give it longer with --timeout.",
+            resolution=f"See what it does: vmm console {machine.name}; wait longer:"
+            f" vmm start {machine.name} --wait ssh --timeout 600",
         )
+
+    def has_answered(self, machine: Machine) -> bool:
+        # Looked up and not asked again: a server takes a visitor who does not log in for a scanner, and after some of
+        # them refuses all (sshd_config(5), PerSourcePenalties).
+        try:
+            return reading.read_text(self._answer(machine)) == _boot_of(machine)
+        except OSError:
+            return False
+
+    def _note_answer(self, machine: Machine) -> None:
+        with contextlib.suppress(HostError):
+            files.write_atomic(self._answer(machine), _boot_of(machine), durable=False)
+
+    def _answer(self, machine: Machine) -> Path:
+        return files.confined(self.paths.machines, machine.name) / "ssh-answered"
 
     def ask_shutdown(self, machine: Machine, *, reboot: bool, timeout_s: float) -> bool:
         """Ask the guest over ssh to go down; False when ssh never got in, so that asking again may help."""
@@ -80,6 +98,7 @@ class SshGuest(Value):
             return False
 
     def ssh_command(self, machine: Machine, session: Session) -> list[str]:
+        self._check_known_hosts(machine)
         argv = [*self._base(machine, user=session.user, seconds=10)]
         argv += self._keys(machine, user=session.user, identity=session.identity)
         if not session.has_input:
@@ -90,11 +109,25 @@ class SshGuest(Value):
         # Behind `--` ssh looks for no options any more, neither before the host's name nor behind it.
         return [*argv, "--", machine.id, *([remote_line(session.words)] if session.words else [])]
 
+    def _check_known_hosts(self, machine: Machine) -> None:
+        """Raise HostError where ssh would wait for ever for what it is to know the machine by."""
+        path = self._known_hosts(machine)
+        try:
+            reading.refuse_unplain(path)
+        except (FileNotFoundError, PermissionError):
+            pass  # ssh says so itself, and ends
+        except OSError as error:
+            raise HostError(
+                f"What the machine {machine.name!r} is known by cannot be read.",
+                details=str(error),
+                resolution=f"Put it back, made anew by the next start: rm {path}; vmm restart {machine.name}",
+            ) from error
+
     def _base(self, machine: Machine, *, user: str, seconds: int) -> list[str]:
         options = {
             "HostName": machine.lease.address,
             "HostKeyAlias": machine.id,
-            "UserKnownHostsFile": str(files.confined(self.paths.machines, machine.name) / "known_hosts"),
+            "UserKnownHostsFile": str(self._known_hosts(machine)),
             "GlobalKnownHostsFile": "/dev/null",
             "StrictHostKeyChecking": "yes",
             # A guest adds no key to what the host knows of it.
@@ -143,8 +176,16 @@ class SshGuest(Value):
         wanted = [in_line(line) for line in machine.spec.ssh_keys]
         return [own[key] for key in wanted if key in own]
 
+    def _known_hosts(self, machine: Machine) -> Path:
+        return files.confined(self.paths.machines, machine.name) / "known_hosts"
+
     def _can_read_key(self) -> bool:
         return os.access(self.key.private, os.R_OK)
+
+
+def _boot_of(machine: Machine) -> str:
+    pid = machine.process.pid if machine.process is not None else 0
+    return f"{machine.started_at} {pid}\n"
 
 
 def _offering(keys: Sequence[Path]) -> list[str]:

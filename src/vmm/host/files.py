@@ -109,12 +109,12 @@ def copy_disk(source: Path, destination: Path, *, size_mib: int, mode: int = 0o6
     `destination` appears whole or not at all. Data is flushed by the caller's file system in its own time: the copy can
     be made again from the image as long as the machine never ran.
     """
-    from vmm.host import copy
+    from vmm.host import copy, reading
 
     temporary = destination.with_name(f".{destination.name}.partial")
     try:
         temporary.unlink(missing_ok=True)
-        with source.open("rb") as reader, temporary.open("xb") as writer:
+        with os.fdopen(reading.open_plain(source), "rb") as reader, temporary.open("xb") as writer:
             os.fchmod(writer.fileno(), mode)
             copy.copy_content(reader.fileno(), writer.fileno())
             os.ftruncate(writer.fileno(), max(size_mib * 1024 * 1024, os.fstat(reader.fileno()).st_size))

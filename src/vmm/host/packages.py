@@ -41,7 +41,7 @@ def install(packages: tuple[str, ...], *, progress: Progress) -> None:
         raise HostError(
             "The missing programs cannot be installed.",
             details=f"This host has no apt-get; needed: {', '.join(packages)} (Debian's names).",
-            resolution="Install them with this host's own package manager, then run vmm setup again.",
+            resolution="Install them with this host's own package manager, then give the command again: vmm setup",
         )
     with progress.step(f"Installing {', '.join(packages)}"):
         argv = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm.errors import EngineError
-from vmm.host import files, process
+from vmm.host import files, process, reading
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
@@ -205,9 +205,10 @@ def write_error(path: Path, error: Exception) -> None:
 
 def _told(note: Path, name: str, words: str) -> EngineError:
     try:
-        parts = json.loads(note.read_text(encoding="utf-8"))
+        parts = reading.read_object(note)
         note.unlink()
-        return EngineError(parts["brief"], details=parts["details"], resolution=parts["resolution"])
+        brief, details, resolution = (str(parts[name]) for name in ("brief", "details", "resolution"))
+        return EngineError(brief, details=details, resolution=resolution)
     except (OSError, ValueError, KeyError, TypeError):
         return EngineError(
             f"The unit of the machine {name!r} did not start.",

@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 
 from vmm.errors import ImageError
+from vmm.host.reading import open_plain
 from vmm.model.sizes import DISK_MIB
 from vmm.model.value import Value
 
@@ -30,7 +31,7 @@ def read_superblock(path: Path) -> Superblock:
         ImageError: the file is no ext4 file system, or shorter than the file system in it.
     """
     try:
-        with path.open("rb") as stream:
+        with os.fdopen(open_plain(path), "rb") as stream:
             head = stream.read(_AT + _LENGTH)
             length = os.fstat(stream.fileno()).st_size
     except OSError as error:

@@ -77,20 +77,22 @@ class KernelLibrary(Value):
     def pull(self, name: str | None, *, force: bool, progress: Progress) -> Kernel:
         """Fetch a kernel from the distribution's package registry, its signatures checked by apt.
 
-        None or `default` is the distribution's own cloud kernel; another name is that of a linux-image package.
+        None or `default` is the distribution's own cloud kernel; another name is that of a linux-image package. One
+        that is there already is returned as it is, unless `force` replaces it.
         """
         # A start reads a kernel's description; what makes kernels is for those who do.
         from vmm.images import packages
         from vmm.images.vmlinux import extract_vmlinux
 
-        chosen = valid_name(name or DEFAULT, what="kernel")
+        chosen = valid_name(DEFAULT if name is None else name, what="kernel")
         if chosen != DEFAULT and not chosen.startswith("linux-image-"):
             raise NotFoundError(
                 f"There is no kernel {chosen!r} to pull.",
                 details="A kernel to pull is 'default' or a package whose name begins with linux-image-.",
                 resolution="sudo vmm kernel pull; a kernel of your own: sudo vmm kernel import PATH --name NAME",
             )
-        self._shelf.refuse_existing(chosen, force=force)
+        if not force and chosen in self._shelf.names():
+            return self.get(chosen)
         with self._shelf.adding(chosen, force=force) as new:
             work = new.parent
             package = packages.cloud_kernel() if chosen == DEFAULT else chosen

@@ -70,11 +70,16 @@ class ImageLibrary(Value):
         self._shelf.delete(valid_name(name, what="image"))
 
     def pull(self, name: str | None, *, force: bool, progress: Progress) -> Image:
-        """Build an image from packages: `default` (this host's own distribution), `debian-12`, `ubuntu-24.04`."""
+        """Build an image from packages: `default` (this host's own distribution), `debian-12`, `ubuntu-24.04`.
+
+        One that is there already is returned as it is, unless `force` replaces it.
+        """
         # A create reads an image's description; what makes images is for those who do.
         from vmm.images import rootfs
 
-        chosen = valid_name(name or rootfs.DEFAULT, what="image")
+        chosen = valid_name(rootfs.DEFAULT if name is None else name, what="image")
+        if not force and chosen in self._shelf.names():
+            return self.get(chosen)
         recipe = rootfs.recipe_for(chosen)
 
         def build(out: Path, work: Path) -> None:

@@ -1,9 +1,11 @@
 """Which modules a kernel needs before it sees its virtio disk and network, in the order of loading."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from vmm.errors import ImageError
+from vmm.host.reading import open_plain, read_text
 from vmm.images.packed import packing_of, unpacked
 
 # What stage-1 needs; each brings what it depends on. A kernel may have any of them built in.
@@ -61,7 +63,10 @@ def _builtin(tree: Path) -> frozenset[str]:
     listing = tree / "modules.builtin"
     if not listing.exists():
         return frozenset()
-    text = listing.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = read_text(listing, errors="replace")
+    except OSError as error:
+        raise _unreadable(listing, error) from error
     return frozenset(_module_name(Path(line)) for line in text.split())
 
 
@@ -74,7 +79,7 @@ def _depends(content: bytes) -> list[str]:
 
 def _uncompressed(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
+        with os.fdopen(open_plain(path), "rb") as stream:
             packing = packing_of(stream.read(8))
         with unpacked(path, packing) as plain:
             content = plain.read(_MOST_BYTES + 1)
@@ -86,9 +91,15 @@ def _uncompressed(path: Path) -> bytes:
                 )
             return content
     except OSError as error:
-        raise ImageError(
-            f"The module {path} cannot be read.", details=str(error), resolution="Check the tree of modules."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ImageError:
+    return ImageError(
+        f"{path} of the kernel's modules cannot be read.",
+        details=str(error),
+        resolution="Give the tree as the kernel's package has it: --modules /lib/modules/VERSION",
+    )
 
 
 def _module_name(path: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vmm.errors import HostError, ImageError
 from vmm.host import process
+from vmm.host.reading import read_text
 from vmm.model.progress import Progress
 
 _OS_RELEASE = Path("/etc/os-release")
@@ -16,7 +17,7 @@ _FETCH_S = 600.0
 def os_release(path: Path = _OS_RELEASE) -> dict[str, str]:
     """Return the fields of os-release(5), unquoted."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, errors="replace").splitlines()
     except OSError:
         return {}
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))

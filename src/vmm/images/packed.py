@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from vmm.errors import HostError, ImageError
 from vmm.host import process
+from vmm.host.reading import open_plain
 from vmm.model.value import Value
 
 _UNPACK_S = 1800.0
@@ -56,7 +57,7 @@ def unpacked(path: Path, packing: Packing | None) -> Generator[BinaryIO]:
         HostError: the program that unpacks it is missing.
     """
     if packing is None:
-        with path.open("rb") as stream:
+        with os.fdopen(open_plain(path), "rb") as stream:
             yield stream
         return
     reader, writer = os.pipe()

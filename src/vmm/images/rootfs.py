@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vmm.errors import HostError, NotFoundError
 from vmm.host import process
+from vmm.host.reading import read_text
 from vmm.images.packages import os_release
 from vmm.images.sources import make_ext4
 from vmm.images.tuning import tune
@@ -124,5 +125,5 @@ def _mirrors(recipe: Recipe) -> list[str]:
     own = [path for path in listed if path.is_file() and path.suffix in (".list", ".sources")]
     # Third parties' sources are not the distribution's; its own files are named after it or are the plain list.
     chosen = [path for path in own if path.name in ("sources.list", f"{recipe.distribution}.sources")]
-    filled = [path for path in chosen if path.read_text(encoding="utf-8").strip()]
+    filled = [path for path in chosen if read_text(path, errors="replace").strip()]
     return [str(path) for path in filled]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from vmm import TYPE_CHECKING
 from vmm.errors import ConflictError, ImageError, NotFoundError
 from vmm.host import files
+from vmm.host.reading import read_object
 from vmm.images import durable
 from vmm.model.value import Value
 
@@ -38,10 +39,7 @@ class Shelf(Value):
         """
         path = self.directory(name) / self.description
         try:
-            found: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-            if type(found) is not dict:
-                raise ValueError("it is no JSON object")  # one of the ways of not being JSON of ours
-            return found
+            return read_object(path)
         except FileNotFoundError as error:
             if self.directory(name).exists():
                 raise self.damaged(name, str(error)) from error
@@ -56,7 +54,10 @@ class Shelf(Value):
         return ImageError(
             f"The {self.what} {name!r} is damaged.",
             details=f"{self.directory(name) / self.description}: {details}",
-            resolution=f"Delete it and get it again: vmm {self.what} delete {name}; vmm {self.what} pull",
+            resolution=f"Get it again: vmm {self.what} pull --force; one of your own: vmm {self.what} delete {name},"
+            " then import it"
+            if name == "default"
+            else f"Delete it (vmm {self.what} delete {name}), then pull or import it again.",
         )
 
     def delete(self, name: str) -> None:
@@ -75,7 +76,7 @@ class Shelf(Value):
             raise ConflictError(
                 f"There is {'an' if self.what == 'image' else 'a'} {self.what} {name!r} already.",
                 details=str(self.directory(name)),
-                resolution="Choose another --name, or replace it with --force.",
+                resolution="Give it another name (--name), or replace that one: --force.",
             )
 
     @contextmanager

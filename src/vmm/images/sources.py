@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vmm.errors import ImageError, UsageError
 from vmm.host import files, process
+from vmm.host.reading import open_plain
 from vmm.images.ext4 import is_ext4, read_superblock
 from vmm.images.packed import Packing, packing_of, unpacked
 from vmm.images.recognize import HEAD_BYTES, refuse_foreign, refuse_packed
@@ -41,7 +42,7 @@ def kind_of(path: Path) -> Kind:
     if (packing := packing_of(head)) is not None:
         refuse_packed(path, _packed_head(path, packing), program=packing.name)
         return Kind.TAR
-    with path.open("rb") as stream:
+    with os.fdopen(open_plain(path), "rb") as stream:
         refuse_foreign(path, head, stream)
     raise ImageError(
         f"{path} cannot become an image.",
@@ -53,17 +54,13 @@ def kind_of(path: Path) -> Kind:
 def _head(path: Path) -> bytes:
     try:
         # A FIFO would keep us waiting for whoever writes to it; a device has no end.
-        if path.exists() and not path.is_file():
-            raise ImageError(
-                f"{path} cannot become an image.",
-                details="It is neither a file nor a directory.",
-                resolution="Copy what it holds into a file, and give that.",
-            )
-        with path.open("rb") as stream:
+        with os.fdopen(open_plain(path), "rb") as stream:
             return stream.read(HEAD_BYTES)
     except OSError as error:
         raise ImageError(
-            f"{path} cannot be read.", details=str(error), resolution="Check the path, then try again."
+            f"{path} cannot be read.",
+            details=str(error),
+            resolution="Give the path of a plain file, or of a directory, that is there.",
         ) from error
 
 

@@ -27,7 +27,9 @@ def root_of(tree: Path, *, name: str, progress: Progress) -> Path:
     if "oci-layout" in names or {"index.json", "blobs"} <= names:
         raise _refused(name, "It is a container's image in the OCI layout: layers, and no root file system.", _EXPORT)
     if any(entry.endswith(".ovf") for entry in names):
-        advice = "Convert its disk: qemu-img convert -O raw DISK.vmdk disk.raw; then: vmm image import disk.raw"
+        advice = (
+            "Convert its disk: qemu-img convert -O raw DISK.vmdk disk.raw; then: vmm image import disk.raw --name NAME"
+        )
         raise _refused(name, "It is an appliance (OVA): a description and disks of a virtual machine.", advice)
     below = tree / next(iter(names))
     if len(names) == 1 and not below.is_symlink() and below.is_dir() and _is_root(_names(below, name)):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vmm.errors import HostError, ImageError
+from vmm.host.reading import open_plain
 from vmm.images.packed import packing_of, unpacked
 
 # No kernel comes near this; what is larger, or expands further, is none.
@@ -28,9 +29,7 @@ def extract_vmlinux(kernel: Path, out: Path, *, staging: Path) -> None:
     """
     packed = staging / "payload"
     try:
-        if not kernel.is_file() and kernel.exists():
-            raise _no_kernel(kernel, "It is no regular file")
-        with kernel.open("rb") as stream:
+        with os.fdopen(open_plain(kernel), "rb") as stream:
             if (size := os.fstat(stream.fileno()).st_size) > MOST_BYTES:
                 raise _too_large(kernel, f"It has {size} bytes")
             head = stream.read(_HEAD_BYTES)

@@ -48,7 +48,7 @@ def check_legal(verb: Verb, machine: Machine, *, force: bool = False) -> None:
         case Verb.SET if live:
             _refuse(name, "cannot be changed", state, f"vmm stop {name}, change it, then vmm start {name}")
         case Verb.SSH if state is not MachineState.RUNNING:
-            _refuse(name, "cannot be reached", state, f"vmm start {name}")
+            _refuse(name, "cannot be reached", state, f"vmm start {name}, or: vmm ssh --start {name}")
         case Verb.START | Verb.STOP | Verb.DELETE | Verb.SET | Verb.SSH:
             return
 

@@ -14,7 +14,12 @@ CPU_LIMIT = (0.05, 32.0)
 MEMORY_LIMIT_MIB = (16, 65536)
 # Firecracker has three threads and one a vCPU.
 PIDS_LIMIT = (8, 65536)
-RATE = (1, 2**40)
+# Bytes and operations a second. With less a guest does not come up in any time that it is waited for: its boot reads
+# some 100 MiB, in thousands of reads. At a byte a second a start hangs in the kernel, where nothing can end it.
+BYTES_RATE = (1024 * 1024, 2**40)
+OPERATIONS_RATE = (100, 2**40)
+# What older releases took; their machines are still ones.
+_ANY_RATE = (1, 2**40)
 
 
 # Between a failure and the next start: 1 s, then twice as long each time, up to a minute; given up after ten in a row.
@@ -31,8 +36,13 @@ def restart_delay_s(restarts: int) -> float:
     return min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(restarts, 10))
 
 
-def checked_limits(limits: Limits) -> Limits:
-    """Return the limits, or raise UsageError for one that can never be right."""
+def checked_limits(limits: Limits, *, recorded: bool = False) -> Limits:
+    """Return the limits, or raise UsageError for one that can never be right.
+
+    Those of a machine that is `recorded` may be ones that older releases took.
+    """
+    bytes_rate = _ANY_RATE if recorded else BYTES_RATE
+    operations_rate = _ANY_RATE if recorded else OPERATIONS_RATE
     if limits.cpus is not None and not CPU_LIMIT[0] <= limits.cpus <= CPU_LIMIT[1]:
         raise UsageError(
             f"{limits.cpus:g} is not possible for --cpu-limit.",
@@ -42,10 +52,10 @@ def checked_limits(limits: Limits) -> Limits:
     whole = {
         "--memory-limit": (limits.memory_mib, MEMORY_LIMIT_MIB, " MiB"),
         "--pids-limit": (limits.pids, PIDS_LIMIT, ""),
-        "--io-read-bps": (limits.io_read_bps, RATE, ""),
-        "--io-write-bps": (limits.io_write_bps, RATE, ""),
-        "--io-read-iops": (limits.io_read_iops, RATE, ""),
-        "--io-write-iops": (limits.io_write_iops, RATE, ""),
+        "--io-read-bps": (limits.io_read_bps, bytes_rate, ""),
+        "--io-write-bps": (limits.io_write_bps, bytes_rate, ""),
+        "--io-read-iops": (limits.io_read_iops, operations_rate, ""),
+        "--io-write-iops": (limits.io_write_iops, operations_rate, ""),
     }
     for what, (value, bounds, unit) in whole.items():
         if value is not None:

@@ -6,7 +6,9 @@ from enum import StrEnum
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConfigError, ConflictError, UsageError
+from vmm.model.sizes import parse_whole
 from vmm.model.value import Value
+from vmm.model.words import quoted
 
 if TYPE_CHECKING:
     import ipaddress
@@ -59,25 +61,36 @@ class PortForward(Value):
     guest_port: int
 
 
-def checked_subnet(cidr: str, gateway: str) -> Subnet:
-    """Return the subnet, or raise ConfigError when it cannot hold a gateway and one machine."""
+# What no machine can have an address of (RFC 6890's special purposes): this network, loopback, link-local, the IETF's
+# own, multicast, and what is reserved up to the broadcast to all.
+_NO_SUBNETS = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "240.0.0.0/4")
+_PREFIXES = (8, 30)
+
+
+def checked_subnet(cidr: str, gateway: str = "") -> Subnet:
+    """Return the subnet, or raise ConfigError when it cannot be the machines'.
+
+    It must hold a gateway and one machine, and have addresses that hosts may have. Without `gateway`, that is the
+    first of them.
+    """
     import ipaddress
 
+    named = f" with gateway {quoted(gateway)}" if gateway else ""
     try:
         network = ipaddress.IPv4Network(cidr)
-        address = ipaddress.IPv4Address(gateway)
+        address = ipaddress.IPv4Address(gateway) if gateway else network.network_address + 1
     except ValueError as error:
-        raise ConfigError(
-            f"The subnet {cidr!r} with gateway {gateway!r} cannot be used.",
-            details=str(error),
-            resolution="Give an IPv4 network and an address in it: vmm config set subnet 172.16.0.0/16",
-        ) from error
-    outside = address not in network or address in (network.network_address, network.broadcast_address)
-    if outside or network.prefixlen > 30:
-        raise ConfigError(
-            f"The subnet {cidr} with gateway {gateway} cannot be used.",
-            details="The gateway must be a host address of the subnet, and the subnet a /30 or larger.",
-            resolution="vmm config set subnet 172.16.0.0/16 and vmm config set gateway 172.16.0.1",
+        raise _no_subnet(f"{quoted(cidr)}{named}", str(error)) from error
+    if not _PREFIXES[0] <= network.prefixlen <= _PREFIXES[1]:
+        raise _no_subnet(cidr, f"It must be from a /{_PREFIXES[0]} (the largest) to a /{_PREFIXES[1]} (the smallest).")
+    for special in _NO_SUBNETS:
+        if network.overlaps(ipaddress.IPv4Network(special)):
+            raise _no_subnet(cidr, f"{special} is no range that machines may have addresses of (RFC 6890).")
+    if address not in network or address in (network.network_address, network.broadcast_address):
+        raise _no_subnet(
+            f"{cidr}{named}",
+            f"The gateway is the host's own address in the subnet: not {network.network_address},"
+            f" not {network.broadcast_address}, and between them.",
         )
     return Subnet(cidr=str(network), gateway=str(address))
 
@@ -95,6 +108,14 @@ def checked_networks(texts: Sequence[str]) -> tuple[str, ...]:
             resolution="Give IPv4 networks: vmm config set allowed_networks 10.8.0.0/24,192.168.7.20/32",
         ) from error
     return tuple(str(network) for network in ipaddress.collapse_addresses(named))
+
+
+def _no_subnet(what: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"The subnet {what} cannot be used.",
+        details=why,
+        resolution="Choose a private one: sudo vmm config set subnet 172.16.0.0/16 gateway 172.16.0.1",
+    )
 
 
 def lease_for(address: ipaddress.IPv4Address) -> Lease:
@@ -138,19 +159,20 @@ def free_address(subnet: Subnet, taken: Collection[int]) -> ipaddress.IPv4Addres
 
 def parse_forward(machine: str, text: str, protocol: Protocol = Protocol.TCP) -> PortForward:
     """Read `[HOST_ADDRESS:]HOST_PORT:GUEST_PORT[/PROTOCOL]`; raise UsageError when it is none."""
-    import ipaddress
-
     ports, slash, named = text.partition("/")
     parts = ports.split(":")
-    host_address = parts.pop(0) if len(parts) == 3 else "0.0.0.0"  # noqa: S104
     try:
-        host_port, guest_port = (_port(part) for part in parts)
+        if len(parts) not in (2, 3):
+            raise ValueError("it has no ':' between two ports" if len(parts) == 1 else "it has too many parts")
+        host_address = _address(parts.pop(0)) if len(parts) == 3 else "0.0.0.0"  # noqa: S104
+        host_port, guest_port = _port(parts[0]), _port(parts[1])
+        if slash and named.lower() not in (*Protocol,):
+            raise ValueError(f"{quoted(named)} is neither tcp nor udp")
         chosen = Protocol(named.lower()) if slash else protocol
-        host_address = str(ipaddress.IPv4Address(host_address))
     except ValueError as error:
         raise UsageError(
-            f"{text!r} is not a port forward.",
-            details=f"A forward is HOST_PORT:GUEST_PORT, each from 1 to 65535 ({error}).",
+            f"{quoted(text)} is not a port forward.",
+            details=f"A forward is HOST_PORT:GUEST_PORT, each from 1 to 65535; {error}.",
             resolution="Write it such as 8080:80, 127.0.0.1:8080:80 or 5353:53/udp.",
         ) from error
     return PortForward(
@@ -166,17 +188,27 @@ def checked_resolver(text: str) -> str:
         address = ipaddress.ip_address(text)
         # What follows a % may be anything at all, and names a link of the one who typed it.
         if "%" in text:
-            raise ValueError(f"{text!r} has a zone")
+            raise ValueError(f"{quoted(text)} names a link as well")
         return str(address)
     except ValueError as error:
         raise UsageError(
-            f"{text!r} is not the address of a resolver.",
+            f"{quoted(text)} is not the address of a resolver.",
             details=str(error),
             resolution="Write it such as --dns 1.1.1.1.",
         ) from error
 
 
+def _address(text: str) -> str:
+    import ipaddress
+
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError as error:
+        raise ValueError(f"{quoted(text)} is no IPv4 address") from error
+
+
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 65535:
-        raise ValueError(f"{text!r} is no port")
-    return int(text)
+    number = parse_whole(text)
+    if number is None or not 1 <= number <= 65535:
+        raise ValueError(f"{quoted(text)} is no port")
+    return number

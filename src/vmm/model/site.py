@@ -307,6 +307,10 @@ class Guest(Protocol):
         """Return the seconds until the guest's ssh server sent its banner; raise GuestError when it did not in time."""
         ...
 
+    def has_answered(self, machine: Machine) -> bool:
+        """Whether its ssh server is known to have greeted since the machine's last start."""
+        ...
+
     def ask_shutdown(self, machine: Machine, *, reboot: bool, timeout_s: float) -> bool:
         """Ask the guest over ssh to shut down, bounded by `timeout_s`; True when it took the request."""
         ...

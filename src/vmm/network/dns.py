@@ -3,6 +3,8 @@
 import ipaddress
 from pathlib import Path
 
+from vmm.host.reading import read_text
+
 _OWN = Path("/etc/resolv.conf")
 # Where systemd-resolved keeps the real servers behind its stub on 127.0.0.53.
 _BEHIND_STUB = Path("/run/systemd/resolve/resolv.conf")
@@ -21,7 +23,7 @@ def host_resolvers(own: Path = _OWN, behind_stub: Path = _BEHIND_STUB) -> tuple[
 
 def _servers(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(path, errors="replace").splitlines()
     except OSError:
         return ()
     named = [line.split()[1] for line in lines if line.startswith("nameserver") and len(line.split()) > 1]

@@ -88,14 +88,14 @@ def _spec(site: Site, request: CreateRequest) -> MachineSpec:
     defaults = site.defaults
     cpus = request.cpus if request.cpus is not None else defaults.cpus
     memory = request.memory_mib if request.memory_mib is not None else defaults.memory_mib
-    image = names.valid_name(request.image or defaults.image, what="image")
+    image = names.valid_name(defaults.image if request.image is None else request.image, what="image")
     return MachineSpec(
         name=request.name,
         cpus=sizes.within(cpus, sizes.CPUS, what="--cpus"),
         memory_mib=sizes.within(memory, sizes.MEMORY_MIB, what="--memory", unit=" MiB"),
         disk_mib=sizes.within(_disk_mib(site, request, image), sizes.DISK_MIB, what="--disk", unit=" MiB"),
         image=image,
-        kernel=names.valid_name(request.kernel or defaults.kernel, what="kernel"),
+        kernel=names.valid_name(defaults.kernel if request.kernel is None else request.kernel, what="kernel"),
         engine=site.pick_engine(request.engine or defaults.engine),
         auto_start=request.auto_start,
         labels=dict(request.labels),

@@ -189,7 +189,8 @@ def _admit(site: Site, machine: Machine, supervision: Supervision, *, overcommit
         raise ConflictError(
             f"The host has not the memory for the machine {name!r}.",
             details=f"It wants {wish} MiB; those that run have {used} of the host's {total} MiB.",
-            resolution=f"Stop another, give it less (vmm set {name} --memory), or start it all the same: --overcommit",
+            resolution=f"Stop another, give it less (vmm set {name} --memory SIZE), or start it all the same:"
+            f" vmm start {name} --overcommit",
         )
 
 

@@ -12,7 +12,7 @@ import time
 
 from vmm import TYPE_CHECKING
 from vmm.errors import StateError
-from vmm.host import files
+from vmm.host import files, reading
 from vmm.model.value import Value
 from vmm.storage import readable, schema
 
@@ -102,7 +102,7 @@ def copies(path: Path) -> list[Copy]:
 def examine(path: Path) -> Condition:
     """Look through a database file, from its first page to its last; nothing in it is changed."""
     try:
-        path.stat()
+        reading.refuse_unplain(path)
         if not os.access(path, os.R_OK) and (found := readable.image(path)) is not None and not found.is_current:
             return Condition(unreachable=readable.why_old(path))
         with contextlib.closing(open_for_reading(path)) as connection:

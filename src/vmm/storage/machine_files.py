@@ -8,6 +8,7 @@ import os
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.host import files, process
+from vmm.host.reading import read_text
 from vmm.model.text import harmless
 from vmm.model.value import Value
 
@@ -244,7 +245,7 @@ class MachineDirectories(Value):
         if key.exists() and key.with_suffix(".pub").exists() and self.known_hosts(machine.name).exists():
             return
         self.make_host_key(key)
-        public = key.with_suffix(".pub").read_text(encoding="ascii").split()
+        public = read_text(key.with_suffix(".pub")).split()
         # Named after the machine, not the address: another machine may have the address one day.
         line = f"{machine.id} {public[0]} {public[1]}\n"
         files.write_atomic(self.known_hosts(machine.name), line, mode=0o644, durable=False)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import sqlite3
-import stat
 import time
 
 from vmm import TYPE_CHECKING
-from vmm.errors import StateError, VmmError
+from vmm.errors import StateError, VmmError, without_numbers
+from vmm.host.reading import parse_object, read_text
 from vmm.model import names, sizes
 from vmm.model.limits import checked_limits
 from vmm.model.machine import EngineName, Limits, Machine, MachineSpec, MachineState, RestartPolicy
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from vmm.model.network import Subnet
 
 FILE = "machine.json"
-# A thousand times what a machine with a few keys takes; a file that is larger is none of ours.
-_MOST_BYTES = 1024 * 1024
 _ID = r"[0-9a-f]{32}"
 _TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
 _LINE_LETTERS = 16384
@@ -95,13 +92,11 @@ def read_description(text: str) -> tuple[Machine, tuple[PortForward, ...]]:
             have refused.
     """
     try:
-        facts = _Facts(json.loads(text))
+        facts = _Facts(parse_object(text))
         if facts.number("schema") > schema.VERSION:
             raise ValueError(f"a newer vmm wrote it (schema {facts.number('schema')})")
         machine = _machine(facts)
         return machine, tuple(_forward(machine.name, _Facts(item)) for item in facts.items("forwards"))
-    except RecursionError as error:
-        raise _unusable("it is nested without end") from error
     except VmmError as error:
         raise _unusable(f"{error.brief} {error.details}") from error
     except (ValueError, TypeError) as error:
@@ -134,7 +129,7 @@ def look(machines: Path, subnet: Subnet) -> Found:
         except FileNotFoundError:
             left.append(Left(name=directory.name, why=f"it has no {FILE}"))
         except (OSError, StateError) as error:
-            why = error.details if isinstance(error, StateError) else str(error)
+            why = error.details if isinstance(error, StateError) else without_numbers(str(error))
             left.append(Left(name=directory.name, why=f"its {FILE} cannot be used: {why}"))
     described.sort(key=lambda pair: (pair[0].created_at, pair[0].name))
     return _without_clashes(described, left)
@@ -165,17 +160,7 @@ def fill(path: Path, found: Found) -> None:
 
 def text_of(directory: Path) -> str:
     """Return the text of a directory's description; a link or a device in its place is refused, not followed."""
-    path = directory / FILE
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as stream:
-        there = os.fstat(fd)
-        if not stat.S_ISREG(there.st_mode) or there.st_size > _MOST_BYTES:
-            raise _unusable("it is no plain file, or far too large")
-        content = stream.read(_MOST_BYTES)
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise _unusable(str(error)) from error
+    return read_text(directory / FILE, follow=False)
 
 
 def _check_address(machine: Machine, subnet: Subnet) -> None:
@@ -337,7 +322,8 @@ def _limits(table: dict[str, object]) -> Limits:
             io_write_bps=whole("io_write_bps"),
             io_read_iops=whole("io_read_iops"),
             io_write_iops=whole("io_write_iops"),
-        )
+        ),
+        recorded=True,
     )
 
 

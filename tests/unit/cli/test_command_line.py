@@ -136,7 +136,8 @@ def test_filters_choose(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [([], 0), (["--help"], 0), (["list", "--help"], 0), (["nosuch"], 2), (["show", "nosuch"], 1), (["show"], 2),
-     (["show", "../x"], 2), (["image"], 2)],
+     (["show", "../x"], 2), (["image"], 0), (["help"], 0), (["help", "nosuch"], 2), (["help", "image", "pull"], 0), (["image", "help"], 0),
+     (["image", "help", "nosuch"], 2), (["image", "nosuch"], 2), (["db"], 0)],
 )  # fmt: skip
 def test_exit_codes(data: Path, arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == code
@@ -148,7 +149,7 @@ def test_exit_codes(data: Path, arguments: list[str], code: int, capsys: pytest.
 def test_help_is_for_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
     said = capsys.readouterr().out
-    for words in ("vmm setup", "vmm run", "vmm list", "vmm --help", "vmm doctor"):
+    for words in ("vmm setup", "vmm run", "vmm list", "vmm help", "vmm doctor"):
         assert words in said
     assert run(["--help"]) == 0
     said = capsys.readouterr().out

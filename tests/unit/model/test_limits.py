@@ -13,10 +13,10 @@ BOUNDS = {
     "cpus": (0.05, 32.0, 0.049, 32.1, "--cpu-limit"),
     "memory_mib": (16, 65536, 15, 65537, "--memory-limit"),
     "pids": (8, 65536, 7, 65537, "--pids-limit"),
-    "io_read_bps": (1, 2**40, 0, 2**40 + 1, "--io-read-bps"),
-    "io_write_bps": (1, 2**40, 0, 2**40 + 1, "--io-write-bps"),
-    "io_read_iops": (1, 2**40, 0, 2**40 + 1, "--io-read-iops"),
-    "io_write_iops": (1, 2**40, 0, 2**40 + 1, "--io-write-iops"),
+    "io_read_bps": (2**20, 2**40, 2**20 - 1, 2**40 + 1, "--io-read-bps"),
+    "io_write_bps": (2**20, 2**40, 2**20 - 1, 2**40 + 1, "--io-write-bps"),
+    "io_read_iops": (100, 2**40, 99, 2**40 + 1, "--io-read-iops"),
+    "io_write_iops": (100, 2**40, 99, 2**40 + 1, "--io-write-iops"),
 }
 
 
@@ -43,6 +43,13 @@ def test_what_is_no_number_of_cpus_is_refused(value: float) -> None:
     """A NaN compares as neither less nor more, and would be written into the cgroup as such."""
     with pytest.raises(UsageError, match="--cpu-limit"):
         checked_limits(Limits(cpus=value))
+
+
+@pytest.mark.parametrize("field", ["io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops"])
+def test_a_recorded_machine_may_have_a_rate_that_an_older_release_took(field: str) -> None:
+    assert checked_limits(Limits(**{field: 1}), recorded=True) == Limits(**{field: 1})
+    with pytest.raises(UsageError, match=field.replace("_", "-")):
+        checked_limits(Limits(**{field: 0}), recorded=True)
 
 
 def test_no_limit_is_within_every_bound() -> None:

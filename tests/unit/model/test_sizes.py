@@ -6,13 +6,13 @@ from vmm.model.sizes import human_bytes, parse_mib, within
 
 @pytest.mark.parametrize(
     ("text", "mib"),
-    [("512", 512), ("512M", 512), ("2G", 2048), ("1t", 1048576), ("1GiB", 1024), ("1GB", 1024), (" 7 ", 7)],
+    [("512", 512), ("512M", 512), ("2G", 2048), ("1t", 1048576), ("1GiB", 1024), ("1GB", 1024)],
 )
 def test_sizes_are_mib(text: str, mib: int) -> None:
     assert parse_mib(text) == mib
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "2K", "1e3", "٣", "9" * 13, "1 G"])
+@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "2K", "1e3", "٣", "9" * 13, "1 G", " 7", "7\n", "1_0"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a size"):
         parse_mib(text)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from machines import a_machine, a_spec
 
 from vmm.errors import StateError, VmmError
-from vmm.model.limits import CPU_LIMIT, MEMORY_LIMIT_MIB, PIDS_LIMIT, RATE
+from vmm.model.limits import CPU_LIMIT, MEMORY_LIMIT_MIB, PIDS_LIMIT
 from vmm.model.machine import EngineName, Limits, Machine, MachineSpec, MachineState, ProcessIdentity, RestartPolicy
 from vmm.model.network import PortForward, Protocol, checked_subnet, lease_for
 from vmm.model.sizes import CPUS, DISK_MIB, MEMORY_MIB
@@ -375,7 +375,7 @@ def text(most: int) -> st.SearchStrategy[str]:
 
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
-RATES = st.none() | st.integers(*RATE)
+RATES = st.none() | st.integers(1, 2**40)
 SPECS = st.builds(
     MachineSpec,
     name=NAMES,

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from vmm.cli.commands.create import confinement_options, limits_of
-from vmm.cli.options import KERNELS, Command, Size, machine_argument, settings
+from vmm.cli.options import KERNELS, Command, Size, Whole, machine_argument, settings
 
 
 def with_confinement(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,7 +18,7 @@ def with_confinement(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("set", cls=Command)
 @machine_argument
-@click.option("--cpus", type=int, help="Number of vCPUs (1-32).")
+@click.option("--cpus", type=Whole(), help="Number of vCPUs (1-32).")
 @click.option("--memory", type=Size(), help="Memory: MB, or 512M, 2G.")
 @click.option("--disk", type=Size(), help="A larger root disk: MB, or 10G.")
 @click.option("--kernel", help="The kernel to boot.", shell_complete=KERNELS)

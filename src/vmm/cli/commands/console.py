@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from vmm.cli import output
-from vmm.cli.options import Command, machine_argument, settings
+from vmm.cli.options import Command, Whole, machine_argument, settings
 from vmm.model.text import harmless
 
 _POLL_S = 0.2
@@ -22,7 +22,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 @machine_argument
 @click.option("--full", is_flag=True, help="All that is kept.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="The last lines.")
+@click.option("-n", "--lines", type=Whole(), default=50, show_default=True, help="The last lines.")
 @click.option("--raw", is_flag=True, help="Keep control characters, which a guest can use to drive your terminal.")
 def console_command(name: str, full: bool, follow: bool, lines: int, raw: bool) -> None:
     """Show what a machine wrote to its serial console."""

@@ -7,23 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmm.cli.options import IMAGES, KERNELS, NONE, Command, Limit, Rate, Seconds, Size, settings
+from vmm.cli.options import (
+    IMAGES,
+    KERNELS,
+    NONE,
+    Command,
+    Decimal,
+    FilePath,
+    Limit,
+    Rate,
+    Seconds,
+    Size,
+    Whole,
+    settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.operations.create import CreateRequest
 
-_MOST_LETTERS = 1024 * 1024
 ENGINES = click.Choice(["auto", "firecracker", "qemu"])
 
 
 def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what a new machine is like."""
-    path = click.Path(path_type=Path)
+    path = FilePath()
     for option in reversed(
         [
-            click.option("--cpus", type=int, help="Number of vCPUs (1-32) [1]."),
+            click.option("--cpus", type=Whole(), help="Number of vCPUs (1-32) [1]."),
             click.option("--memory", type=Size(), help="Memory: MB, or 512M, 2G [512]."),
             click.option("--disk", type=Size(), help="Size of the root disk: MB, or 10G [1024, or the image's]."),
             click.option("--image", help="The image to make it from [default].", shell_complete=IMAGES),
@@ -53,16 +65,16 @@ def confinement_options() -> list[Callable[..., Any]]:
             "--restart", type=click.Choice(["no", "on-failure", "always"]), help="When it ends by itself [no]."
         ),
         click.option(
-            "--cpu-limit", type=Limit(float), metavar="CPUS", help="CPUs that its engine may use, such as 1.5."
+            "--cpu-limit", type=Limit(Decimal()), metavar="CPUS", help="CPUs that its engine may use, such as 1.5."
         ),
         click.option(
             "--memory-limit", type=Limit(Size()), metavar="SIZE", help="Memory over the guest's own, such as 64M."
         ),
-        click.option("--pids-limit", type=Limit(int), metavar="COUNT", help="Processes and threads of its engine."),
+        click.option("--pids-limit", type=Limit(Whole()), metavar="COUNT", help="Processes and threads of its engine."),
         click.option("--io-read-bps", type=Limit(Rate()), metavar="BYTES", help="Bytes a second from the disk; 10M."),
         click.option("--io-write-bps", type=Limit(Rate()), metavar="BYTES", help="Bytes a second to the disk; 10M."),
-        click.option("--io-read-iops", type=Limit(int), metavar="COUNT", help="Reads a second."),
-        click.option("--io-write-iops", type=Limit(int), metavar="COUNT", help="Writes a second."),
+        click.option("--io-read-iops", type=Limit(Whole()), metavar="COUNT", help="Reads a second."),
+        click.option("--io-write-iops", type=Limit(Whole()), metavar="COUNT", help="Writes a second."),
     ]
 
 
@@ -104,29 +116,31 @@ def request_of(name: str, given: dict[str, Any]) -> CreateRequest:
         labels=dict(parse_label(label) for label in given["labels"]),
         ssh_keys=tuple(_public_key(path) for path in keys),
         dns=given["dns"],
-        user_data=read_text(given["user_data"], what="user data") if given["user_data"] else None,
+        user_data=read_file(given["user_data"], what="user data") if given["user_data"] else None,
         jail=given["jail"],
         limits=Limits(**limits_of(given)),
         restart=RestartPolicy(given["restart"] or "no"),
     )
 
 
-def read_text(path: Path, *, what: str) -> str:
-    """Return a file's text; raise UsageError when it cannot be read or has more than _MOST_LETTERS."""
+def read_file(path: Path, *, what: str) -> str:
+    """Return a file's text; raise UsageError when it cannot be read, is no text, or too large for what it is for."""
     from vmm.errors import UsageError
+    from vmm.host.reading import read_text
 
     try:
-        with path.open(encoding="utf-8") as stream:
-            text = stream.read(_MOST_LETTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except OSError as error:
         raise UsageError(
-            f"The file of the {what} cannot be read.", details=str(error), resolution=f"Check the path: ls -l {path}"
+            f"The file of the {what} cannot be read.",
+            details=str(error),
+            resolution="Give the path of a file that is there, plain, and yours to read.",
         ) from error
-    if len(text) > _MOST_LETTERS:
+    if "\0" in text:
         raise UsageError(
-            f"The file of the {what} is too large.",
-            details=f"{path} has more than {_MOST_LETTERS} letters.",
-            resolution="Give a smaller one; let the guest fetch the rest.",
+            f"The file of the {what} is no text.",
+            details=f"{path} holds a NUL.",
+            resolution="Give a plain text file.",
         )
     return text
 
@@ -134,7 +148,7 @@ def read_text(path: Path, *, what: str) -> str:
 def _public_key(path: Path) -> str:
     from vmm.guest.keys import checked_public_key
 
-    return checked_public_key(read_text(path.expanduser(), what="ssh key"), source=str(path))
+    return checked_public_key(read_file(path.expanduser(), what="ssh key"), source=str(path))
 
 
 @click.command("create", cls=Command)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vmm.cli.options import Command, Group, settings
+from vmm.cli.options import Command, FilePath, Group, settings
 from vmm.cli.output import complain, lines
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmm.app.database import Restored
 
 
@@ -43,7 +44,7 @@ def backup() -> None:
 
 
 @db_command.command("restore", cls=Command)
-@click.option("--from", "source", type=click.Path(path_type=Path), metavar="FILE", help="The copy to put back.")
+@click.option("--from", "source", type=FilePath(), metavar="FILE", help="The copy to put back.")
 @click.option("--rebuild", is_flag=True, help="Make the database from what lies on disk instead.")
 @click.option("-f", "--force", is_flag=True, help="Replace a good database too, and do not ask.")
 def restore(source: Path | None, rebuild: bool, force: bool) -> None:

@@ -6,14 +6,16 @@ import time
 
 import click
 
-from vmm.cli.options import MACHINES, Command, settings
+from vmm.cli.options import MACHINES, Command, Whole, settings
 
 _POLL_S = 0.5
 
 
 @click.command("events", cls=Command)
 @click.argument("name", required=False, shell_complete=MACHINES)
-@click.option("-n", "--lines", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The newest lines.")
+@click.option(
+    "-n", "--lines", type=Whole(least=1, most=10_000), default=50, show_default=True, help="The newest lines."
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 def events_command(name: str | None, lines: int, follow: bool) -> None:
     """Show what happened to machines, and why."""

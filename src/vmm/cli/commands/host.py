@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmm.cli.options import Command, Seconds, settings
+from vmm.cli.options import Command, FilePath, Seconds, settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("setup", cls=Command)
 @click.option("--install-packages", is_flag=True, help="Install the system packages that are missing, with apt.")
-@click.option("--firecracker", type=click.Path(path_type=Path), help="A firecracker binary or release archive to take.")
+@click.option("--firecracker", type=FilePath(), help="A firecracker binary or release archive to take.")
 @click.option("--firecracker-sha256", metavar="HEX", help="The digest that this file must have.")
 @click.option("--no-kernel", is_flag=True, help="Leave the default kernel out.")
 @click.option("--no-image", is_flag=True, help="Leave the default image out.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vmm.cli.options import IMAGES, Command, Group, Size, settings
+from vmm.cli.options import IMAGES, Command, FilePath, Group, Size, settings
 from vmm.cli.output import lines
 
 
@@ -32,16 +32,31 @@ def list_(remote: bool) -> None:
 @click.argument("name", required=False)
 @click.option("--force", is_flag=True, help="Build it again and replace what is there.")
 def pull(name: str | None, force: bool) -> None:
-    """Build an image from the distribution's packages (default: this host's own distribution)."""
+    """Build an image from the distribution's packages (default: this host's own distribution).
+
+    Without NAME the default kernel comes with it, where there is none.
+    """
     from vmm.app import require_root
 
     require_root("image pull")
-    image = settings().site().images.pull(name, force=force, progress=settings().progress())
-    settings().say(f"The image {image.name} is here: {image.source}, {image.size_mib} MiB.")
+    given = settings()
+    site = given.site()
+    before = {image.name for image in site.images.all()}
+    image = site.images.pull(name, force=force, progress=given.progress())
+    if image.name in before and not force:
+        given.say(
+            f"The image {image.name} is here already: {image.source}. Build it anew:"
+            f" vmm image pull {image.name} --force"
+        )
+    else:
+        given.say(f"The image {image.name} is here: {image.source}, {image.size_mib} MiB.")
+    if name is None:
+        kernel = site.kernels.pull(None, force=False, progress=given.progress())
+        given.say(f"The kernel {kernel.name} is here: {kernel.version}, {kernel.source}.")
 
 
 @image_command.command("import", cls=Command)
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=FilePath())
 @click.option("--name", required=True, help="The image's name.")
 @click.option("--size", type=Size(), help="The file system's size, for a directory or a tar [what it needs].")
 @click.option("-f", "--force", is_flag=True, help="Replace an image of that name.")

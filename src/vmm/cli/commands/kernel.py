@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vmm import TYPE_CHECKING
-from vmm.cli.options import KERNELS, Command, Group, settings
+from vmm.cli.options import KERNELS, Command, FilePath, Group, settings
 from vmm.cli.output import complain, lines
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmm.model.image import Kernel
 
 
@@ -42,15 +43,24 @@ def pull(name: str | None, force: bool) -> None:
     from vmm.app import require_root
 
     require_root("kernel pull")
-    kernel = settings().site().kernels.pull(name, force=force, progress=settings().progress())
-    settings().say(f"The kernel {kernel.name} is here: {kernel.version}, {kernel.source}.")
+    given = settings()
+    site = given.site()
+    before = {kernel.name for kernel in site.kernels.all()}
+    kernel = site.kernels.pull(name, force=force, progress=given.progress())
+    if kernel.name in before and not force:
+        given.say(
+            f"The kernel {kernel.name} is here already: {kernel.version}. Fetch it anew:"
+            f" vmm kernel pull {kernel.name} --force"
+        )
+    else:
+        given.say(f"The kernel {kernel.name} is here: {kernel.version}, {kernel.source}.")
     _warn(kernel)
 
 
 @kernel_command.command("import", cls=Command)
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=FilePath())
 @click.option("--name", required=True, help="The kernel's name.")
-@click.option("--modules", type=click.Path(path_type=Path), help="Its modules: /lib/modules/VERSION.")
+@click.option("--modules", type=FilePath(), help="Its modules: /lib/modules/VERSION.")
 @click.option("--no-stage1", is_flag=True, help="It finds its root on /dev/vda and its address by itself.")
 @click.option("-f", "--force", is_flag=True, help="Replace a kernel of that name.")
 def import_(path: Path, name: str, modules: Path | None, no_stage1: bool, force: bool) -> None:

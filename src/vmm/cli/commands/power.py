@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vmm.cli.options import MACHINES, Command, Seconds, Settings, settings
+from vmm.cli.options import MACHINES, Command, FilePath, Seconds, Settings, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from vmm.app import HostSite
     from vmm.operations.start import Mode, Started
@@ -37,7 +37,7 @@ _STOPS_AT_ONCE = 256
     "--stop-timeout", type=Seconds(), default=30.0, show_default=True, help="With --foreground: seconds to shut down."
 )
 @click.option("--owner", type=click.Choice(["unit"]), hidden=True)
-@click.option("--error-file", type=click.Path(path_type=Path), hidden=True)
+@click.option("--error-file", type=FilePath(plain=True), hidden=True)
 def start_command(  # one parameter an option
     *,
     names: Sequence[str],

@@ -1,7 +1,9 @@
 """`vmm run`: from nothing to a command or a shell in a machine."""
 
+from __future__ import annotations
+
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +11,12 @@ from vmm.cli.commands.create import machine_options, request_of
 from vmm.cli.commands.power import overcommit_option
 from vmm.cli.options import Seconds, settings
 from vmm.cli.words import ONE_RULE, WordsCommand, session_of, session_options
+from vmm.errors import VmmError
+
+if TYPE_CHECKING:
+    from vmm.app import HostSite
+
+_LAST_LINES = 20
 
 
 @click.command(
@@ -55,6 +63,26 @@ def run_command(  # one parameter an option
             started = start(site, name, Mode(wait=Wait.SSH, timeout_s=timeout, overcommit=overcommit))
         render.warnings(started)
         return attached(ssh_command(site, name, session))
+    except VmmError as error:
+        if not remove:
+            raise
+        _show_end(site, name)
+        # What it says leads to the machine, which is about to go.
+        raise type(error)(
+            error.brief,
+            details=error.details,
+            resolution="See the end of its console above; to keep the machine and look into it, leave --rm out.",
+        ) from error
     finally:
         if remove:
             delete(site, name, force=True)
+
+
+def _show_end(site: HostSite, name: str) -> None:
+    """Show the last words of a machine that is not kept."""
+    from vmm.cli.output import complain
+
+    words = site.files.last_words(name) or site.files.engine_words(name)
+    lines = words.splitlines()[-_LAST_LINES:]
+    for line in [f"--- the end of the console of {name}", *lines, "---"] if lines else []:
+        complain(line)

@@ -1,9 +1,11 @@
-"""`vmm completion` and `vmm version`."""
+"""`vmm completion`, `vmm help` and `vmm version`."""
+
+from collections.abc import Sequence
 
 import click
 
 from vmm import VERSION
-from vmm.cli.options import Command, settings
+from vmm.cli.options import Command, settings, show_help
 from vmm.cli.output import lines, raw
 
 
@@ -19,6 +21,13 @@ def completion_command(shell: str) -> None:
     if kind is None:
         raise click.UsageError(f"click knows no completion for {shell}.", click.get_current_context())
     raw(kind(cli, {}, "vmm", "_VMM_COMPLETE").source() + "\n")
+
+
+@click.command("help", cls=Command)
+@click.argument("words", nargs=-1, metavar="[COMMAND...]")
+def help_command(words: Sequence[str]) -> None:
+    """Show the help of vmm, or of one of its commands."""
+    show_help(click.get_current_context().find_root(), words)
 
 
 @click.command("version", cls=Command)

@@ -7,7 +7,11 @@ import click
 from vmm.cli.options import machine_argument, settings
 from vmm.cli.words import ONE_RULE, WordsCommand, session_of, session_options
 
-_INPUT = "The command reads stdin; in a loop that reads a list, give -n, or it takes the rest of the list."
+_start = click.option("--start", "start_it", is_flag=True, help="Start it first, if it does not run.")
+_INPUT = (
+    "One that boots is waited for. The command reads stdin; in a loop that reads a list, give -n, or it takes the rest "
+    "of the list."
+)
 
 
 @click.command(
@@ -23,8 +27,9 @@ _INPUT = "The command reads stdin; in a loop that reads a list, give -n, or it t
 )
 @machine_argument
 @session_options
-def ssh_command(name: str, **given: Any) -> None:  # noqa: ANN401
-    _become(name, given, asks_terminal=True)
+@_start
+def ssh_command(name: str, start_it: bool, **given: Any) -> None:  # noqa: ANN401
+    _become(name, given, start_it=start_it, asks_terminal=True)
 
 
 @click.command(
@@ -41,14 +46,31 @@ def ssh_command(name: str, **given: Any) -> None:  # noqa: ANN401
 )
 @machine_argument
 @session_options
-def exec_command(name: str, **given: Any) -> None:  # noqa: ANN401
-    _become(name, given, asks_terminal=False)
+@_start
+def exec_command(name: str, start_it: bool, **given: Any) -> None:  # noqa: ANN401
+    _become(name, given, start_it=start_it, asks_terminal=False)
 
 
-def _become(name: str, given: dict[str, Any], *, asks_terminal: bool) -> None:
+def _become(name: str, given: dict[str, Any], *, start_it: bool, asks_terminal: bool) -> None:
     from vmm.host.process import replace
     from vmm.model.names import valid_name
+    from vmm.operations.ssh import await_boot, check
     from vmm.operations.ssh import ssh_command as argv_for
 
     session = session_of(given, asks_terminal=asks_terminal)
-    replace(argv_for(settings().site(read_only=True), valid_name(name), session))
+    valid_name(name)
+    check(session)
+    if start_it:
+        _start_first(name)
+    site = settings().site(read_only=True)
+    await_boot(site, name, progress=settings().progress())
+    replace(argv_for(site, name, session))
+
+
+def _start_first(name: str) -> None:
+    from vmm.app import require_root
+    from vmm.cli import render
+    from vmm.operations.start import start
+
+    require_root("ssh --start")
+    render.warnings(start(settings().site(), name))

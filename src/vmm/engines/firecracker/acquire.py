@@ -12,10 +12,12 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vmm.engines.firecracker import download, releases
 from vmm.errors import EngineError, HostError
 from vmm.host import files, process
+from vmm.host.reading import open_plain, read_object, read_text
 from vmm.model.progress import Progress
 from vmm.model.value import Value
 
@@ -78,9 +80,9 @@ def acquire(destination: Path, wish: Wish, *, staging: Path, progress: Progress)
 def _present(destination: Path) -> Acquired | None:
     """Return what is installed, if its files are the ones that were checked."""
     try:
-        facts = json.loads((destination / "firecracker.json").read_text(encoding="utf-8"))
+        facts: Any = read_object(destination / "firecracker.json")
         if all(download.sha256_of(destination / name) == digest for name, digest in facts["sha256"].items()):
-            return Acquired(version=facts["version"], source=facts["source"], fresh=False)
+            return Acquired(version=str(facts["version"]), source=str(facts["source"]), fresh=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
@@ -115,13 +117,13 @@ def _known_digests(given: Path, sha256: str | None) -> set[str]:
     if sha256 is not None:
         return {sha256.lower()}
     if published.exists():
-        return set(published.read_text(encoding="ascii", errors="replace").lower().split()[:1])
+        return set(read_text(published, errors="replace").lower().split()[:1])
     return {pins["firecracker"] for pins in releases.PINS.values()}
 
 
 def _own_copy(given: Path, own: Path) -> Path:
     try:
-        with given.open("rb") as source, own.open("xb") as target:
+        with os.fdopen(open_plain(given), "rb") as source, own.open("xb") as target:
             while data := source.read(_CHUNK):
                 target.write(data)
                 if target.tell() > _MOST_GIVEN_BYTES:

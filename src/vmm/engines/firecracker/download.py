@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vmm.errors import EngineError, HostError
+from vmm.host.reading import open_plain
 from vmm.model.progress import Step
 
 _SILENCE_S = 30.0
@@ -149,7 +150,7 @@ def fetch(url: str, out: Path, *, most: int, step: Step) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
+    with os.fdopen(open_plain(path), "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -178,7 +179,7 @@ def _append(url: str, out: Path, *, most: int, step: Step, deadline: _Deadline) 
                 raise http.client.HTTPException("it sent another part than was asked for")
             have = 0
         length = answer.headers.get("Content-Length", "")
-        expected = have + int(length) if length.isdecimal() else None
+        expected = have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
         _refuse_more(url, expected or 0, most)
         while chunk := answer.read(_CHUNK):
             have += len(chunk)

@@ -1,10 +1,10 @@
 """What is known of Firecracker's releases: pinned digests, published holes, and what is fit for use."""
 
-import json
 import re
 from pathlib import Path
 
 from vmm.host import process
+from vmm.host.reading import read_object
 from vmm.model.value import Value
 
 # The newest stable release, and the least one for real use (guest-visible fixes and both holes below).
@@ -47,7 +47,7 @@ def known_holes(version: str) -> tuple[Hole, ...]:
 
 def parse(version: str) -> Version:
     """Return (major, minor, patch); (0, 0, 0) for a text that is no version."""
-    match = re.search(r"(\d+)\.(\d+)\.(\d+)", version)
+    match = re.search(r"([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", version)
     return (int(match[1]), int(match[2]), int(match[3])) if match else (0, 0, 0)
 
 
@@ -60,7 +60,6 @@ def version_of(binary: Path) -> str:
 def installed_version(binary: Path) -> str:
     """Return the version of an installed firecracker: as `setup` wrote it down beside it, else as it says itself."""
     try:
-        facts = json.loads((binary.parent / "firecracker.json").read_text(encoding="utf-8"))
-        return str(facts["version"])
+        return str(read_object(binary.parent / "firecracker.json")["version"])
     except (OSError, ValueError, KeyError, TypeError):
         return version_of(binary)
