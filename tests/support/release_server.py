@@ -3,7 +3,7 @@
 The first part of a path says how it is served: `good`; `cut` ends the first answer to each file half-way and honours
 Range afterwards; `forever` always ends half-way; `slow` trickles. `refuses` ends half-way and then answers Range with
 416, `other` with another part than was asked for. `short`, `long` and `odd` lie about the length, `endless` names none
-and never ends. `drip` and `drip-head` send a byte now and then, of the content or of the head, without end. Those in
+and never ends. `error` and `unavailable` are 500 and 503. `drip` and `drip-head` send a byte now and then, of the content or of the head, without end. Those in
 REDIRECTS lead elsewhere. Checksums (.txt) are served well, but where the mode ends in `-all`.
 """
 
@@ -100,6 +100,12 @@ class Answer(http.server.BaseHTTPRequestHandler):
         while True:
             self.wfile.write(content)
 
+    def _error(self, content: bytes) -> None:
+        self._head(500, 0, {})
+
+    def _unavailable(self, content: bytes) -> None:
+        self._head(503, 0, {"Retry-After": "120"})
+
     def _drip(self, content: bytes) -> None:
         self._head(200, len(content), {})
         self._now_and_then(content)
@@ -125,6 +131,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 LIES = {
     "refuses": Answer._refuses, "other": Answer._other, "short": Answer._short, "long": Answer._long, "odd": Answer._odd,
     "endless": Answer._endless, "drip": Answer._drip, "drip-head": Answer._drip_head,
+    "error": Answer._error, "unavailable": Answer._unavailable,
 }  # fmt: skip
 server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Answer)
 print("ready", flush=True)

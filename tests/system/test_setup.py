@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 import tiny_kernel
-from hosts import LIBRARY, Host, serving, sh, wait_for
+from hosts import LIBRARY, SMALL, Host, serving, sh, wait_for
 
+from conftest import add_tiny
 from vmm.engines.firecracker import releases
 
 pytestmark = pytest.mark.system
@@ -109,13 +110,19 @@ def test_a_path_that_is_not_there_or_no_firecracker(bare: Host, tmp_path: Path) 
 # From a server of releases
 
 
-def an_archive(directory: Path) -> Path:
-    """Make an archive as the project publishes them."""
+def an_archive(directory: Path, says: str = releases.NEWEST) -> Path:
+    """Make an archive as the project publishes them; the programs in it say that they are the release `says`."""
     path = directory / ARCHIVE
+    for program in ("firecracker", "jailer"):
+        content = (LIBRARY / "bin" / program).read_bytes()
+        # Of the same length: nothing in the program moves.
+        assert len(says) == len(releases.MIRRORED)
+        (directory / program).write_bytes(content.replace(releases.MIRRORED.encode(), says.encode()))
+        (directory / program).chmod(0o755)
     version, machine = releases.NEWEST, platform.machine()
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for program in ("firecracker", "jailer"):
-            archive.add(LIBRARY / "bin" / program, f"release-v{version}-{machine}/{program}-v{version}-{machine}")
+            archive.add(directory / program, f"release-v{version}-{machine}/{program}-v{version}-{machine}")
         archive.add(SERVER, f"release-v{version}-{machine}/firecracker-v{version}-{machine}.debug")
         archive.add(SERVER, "../../etc/evil")
     return path
@@ -269,8 +276,7 @@ def registry(directory: Path) -> dict[str, str]:
 
 
 def test_the_mirror_of_a_release_in_the_package_registry(bare: Host) -> None:
-    done = bare.vmm(*ONLY_ENGINE, extra=registry(LIBRARY / "wheels"))
-    assert "releases cannot be reached" in done.stderr
+    done = bare.vmm(*ONLY_ENGINE, "--mirror", extra=registry(LIBRARY / "wheels"))
     assert f"mirror of release {releases.MIRRORED}" in done.stdout
     assert installed(bare) == ["firecracker", "firecracker.json", "jailer"]
     assert digest(bare.data_dir / "bin" / "jailer") == releases.PINS[releases.MIRRORED, "x86_64"]["jailer"]
@@ -283,7 +289,7 @@ def test_a_mirror_that_was_tampered_with_installs_nothing(bare: Host, tmp_path: 
         for item in good.infolist():
             content = good.read(item)
             bad.writestr(item, content + b"evil" if item.filename.endswith("bin/jailer") else content)
-    assert "jailer of the mirror" in bare.fails(*ONLY_ENGINE, extra=registry(tmp_path))
+    assert "jailer of the mirror" in bare.fails(*ONLY_ENGINE, "--mirror", extra=registry(tmp_path))
     assert installed(bare) == []
 
 
@@ -298,14 +304,80 @@ def test_a_mirror_that_is_none_installs_nothing(bare: Host, tmp_path: Path, cont
                 made.writestr(item, good.read(item))
     if content == "no zip":
         bad.write_bytes(b"PK" + b"\0" * 1000)
-    bare.fails(*ONLY_ENGINE, extra=registry(tmp_path))
+    bare.fails(*ONLY_ENGINE, "--mirror", extra=registry(tmp_path))
     assert installed(bare) == []
 
 
 def test_no_source_at_all(bare: Host, tmp_path: Path) -> None:
-    said = bare.fails(*ONLY_ENGINE, extra=registry(tmp_path))
+    said = bare.fails(*ONLY_ENGINE, "--mirror", extra=registry(tmp_path))
     assert "--firecracker FILE" in said
     assert installed(bare) == []
+
+
+# Which release
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize("mode", ["error-all", "unavailable-all", "error"])
+def test_a_release_site_that_fails_brings_no_older_release(bare: Host, released: Path, mode: str) -> None:
+    """The mirror would be reached: it is taken when it is asked for by name, and never else."""
+    from_server(bare, mode)
+    said = bare.fails(*ONLY_ENGINE, extra=registry(LIBRARY / "wheels"))
+    assert "50" in said
+    assert "vmm setup --mirror" in said
+    assert "vmm setup --no-firecracker" in said
+    assert installed(bare) == []
+    # Nor is what is there harmed, with --force either.
+    from_server(bare, "good")
+    bare.vmm(*ONLY_ENGINE)
+    from_server(bare, mode)
+    bare.fails(*ONLY_ENGINE, "--force", extra=registry(LIBRARY / "wheels"))
+    assert bare.json("version")["firecracker"] == releases.NEWEST
+
+
+@pytest.mark.fault(27)
+def test_no_older_release_takes_the_place_of_a_newer_one(bare: Host, released: Path) -> None:
+    from_server(bare, "good")
+    bare.vmm(*ONLY_ENGINE)
+    for arguments in (["--mirror", "--force"], ["--firecracker", str(LIBRARY / "bin" / "firecracker")]):
+        said = bare.fails(*ONLY_ENGINE, *arguments, extra=registry(LIBRARY / "wheels"))
+        assert f"Firecracker {releases.MIRRORED} is older than what is there" in said
+        assert bare.json("version")["firecracker"] == releases.NEWEST
+    # The one that is newer takes the older's place.
+    shutil.rmtree(bare.data_dir / "bin")
+    bare.vmm(*ONLY_ENGINE, "--mirror", extra=registry(LIBRARY / "wheels"))
+    assert bare.json("version")["firecracker"] == releases.MIRRORED
+    bare.vmm(*ONLY_ENGINE, "--force")
+    assert bare.json("version")["firecracker"] == releases.NEWEST
+
+
+@pytest.mark.fault(27)
+def test_a_release_that_is_older_than_its_name_is_refused(bare: Host, released: Path) -> None:
+    archive = an_archive(released, says="1.14.4")
+    archive.with_name(f"{ARCHIVE}.sha256.txt").write_text(f"{digest(archive)}  {ARCHIVE}\n")
+    from_server(bare, "good")
+    said = bare.fails(*ONLY_ENGINE)
+    assert "1.14.4" in said
+    assert releases.FLOOR in said
+    assert installed(bare) == []
+
+
+def test_setup_without_firecracker(bare: Host) -> None:
+    steps = json.loads(bare.vmm("setup", "--no-firecracker", "--no-network", "--output", "json").stdout)
+    assert {step["name"]: step["outcome"] for step in steps}["firecracker"] == "skipped"
+    assert installed(bare) == []
+    bare.fails("setup", "--no-firecracker", "--mirror", code=2)
+
+
+@pytest.mark.fault(27)
+def test_a_start_names_what_is_known_against_its_firecracker_once(host: Host, tmp_path: Path) -> None:
+    add_tiny(host, tmp_path)
+    host.vmm("create", "m", *SMALL)
+    said = host.vmm("start", "m").stderr
+    assert f"older than {releases.FLOOR}" in said
+    assert "CVE-2026-1386" in said
+    host.vmm("stop", "--force", "m")
+    assert "Warning" not in host.vmm("start", "m").stderr
 
 
 # The rest of setup

@@ -76,7 +76,9 @@ def _safely(check: Callable[[], Check]) -> Check:
     try:
         return check()
     except VmmError as error:
-        return _bad("check", f"{error.brief} {error.details}", error.resolution)
+        # One that is read here has asked doctor already.
+        fix = "; ".join(part for part in error.resolution.split("; ") if "vmm doctor" not in part)
+        return _bad("check", f"{error.brief} {error.details}", fix or "mend what it names, then ask again")
 
 
 def _kvm(report: KvmReport) -> Check:
@@ -101,7 +103,7 @@ def _firecracker(site: HostSite) -> Check:
     if holes:
         named = "; ".join(f"{hole.name}: {hole.what}" for hole in holes)
         return _warn("firecracker", f"{version} has a known hole ({named})", "sudo vmm setup --force")
-    if releases.parse(version) < releases.parse(releases.FLOOR):
+    if releases.is_older(version, releases.FLOOR):
         detail = f"{version}: fit for a lab; real use wants {releases.FLOOR} or newer"
         return _warn("firecracker", detail, "sudo vmm setup --force (with the releases in reach)")
     return _ok("firecracker", f"{version} ({site.firecracker})")

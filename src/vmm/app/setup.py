@@ -57,12 +57,15 @@ def _firecracker(site: HostSite, request: SetupRequest, progress: Progress) -> S
     from vmm.engines.firecracker.acquire import Wish, acquire
 
     config = site.config
+    if request.skip_firecracker:
+        return SetupStep(name="firecracker", outcome="skipped", detail="left out; machines run on qemu")
     if config.firecracker and request.firecracker is None:
         return SetupStep(name="firecracker", outcome="present", detail=f"{config.firecracker}, as configured")
     wish = Wish(
         given=request.firecracker,
         sha256=request.firecracker_sha256,
         url=config.firecracker_url,
+        mirror=request.mirror,
         force=request.force,
     )
     acquired = acquire(config.paths.engines, wish, staging=config.paths.staging, progress=progress)

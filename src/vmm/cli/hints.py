@@ -15,7 +15,7 @@ ROOTS: dict[str, frozenset[str] | None] = {
     "setup": None, "run": None, "create": None, "start": None, "stop": None, "restart": None, "delete": None,
     "set": None,
     "ssh": None, "exec": None, "console": None, "reconcile": None, "autostart": None, "autostop": None, "settle": None,
-    "supervise": None, "teardown": None, "rm": None,
+    "supervise": None, "mend-network": None, "teardown": None, "rm": None,
     "port-forward": frozenset({"add", "remove"}),
     "image": frozenset({"pull", "import", "delete"}),
     "kernel": frozenset({"pull", "import", "delete"}),

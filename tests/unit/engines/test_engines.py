@@ -182,7 +182,10 @@ def test_an_engine_is_known_by_its_own_socket_whichever_way_it_was_started() -> 
 def test_holes_are_those_of_the_release_that_was_installed(tmp_path: Path) -> None:
     (tmp_path / "firecracker.json").write_text('{"version": "1.12.1"}')
     engine = FirecrackerEngine(binary=tmp_path / "firecracker")
-    assert engine.holes() == ("Firecracker 1.12.1 has CVE-2026-1386: the jailer follows symbolic links.",)
+    assert engine.holes() == (
+        "Firecracker 1.12.1 has CVE-2026-1386: the jailer follows symbolic links.",
+        "Firecracker 1.12.1 is older than 1.15.1, the least for real use.",
+    )
     (tmp_path / "firecracker.json").write_text('{"version": "1.16.1"}')
     assert engine.holes() == ()
     assert QemuEngine(binary=Path("/x"), kvm=False).holes() == ()

