@@ -46,6 +46,13 @@ def strings(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+def _split(words: str) -> list[str]:
+    try:
+        return shlex.split(words)
+    except ValueError:  # a quote of the sentence's own
+        return words.split()
+
+
 def commands_in(text: str) -> Iterator[list[str]]:
     for found in IN_PROSE.finditer(text):
         words = found["words"]
@@ -57,7 +64,7 @@ def commands_in(text: str) -> Iterator[list[str]]:
             r":? {2}|: | (?:then|first|again|and|or|does|says|shows|lists|makes|checks|keeps|finds|for) ", f"{words} "
         )[0]
         words = words.strip().rstrip(".:").removesuffix(" ...")
-        yield [re.sub(r"^[A-Z_]{2,}$", "8", word) for word in shlex.split(words.rstrip("'"))]
+        yield [re.sub(r"^[A-Z_]{2,}$", "8", word) for word in _split(words.rstrip("'"))]
 
 
 def in_source() -> list[tuple[str, list[str]]]:
@@ -101,7 +108,7 @@ def in_pages() -> list[tuple[str, list[str]]]:
                     bare = match is not None and re.fullmatch(r"[a-z-]+(?: [a-z-]+)?", match[1])
                     # A page may speak of a command as such.
                     if match and match[1].split()[0] in known() and (fenced or not bare):
-                        words = [re.sub(r"^[A-Z_]{2,}$", "8", word) for word in shlex.split(match[1])]
+                        words = [re.sub(r"^[A-Z_]{2,}$", "8", word) for word in _split(match[1])]
                         found.append((f"{page.relative_to(TOP)}:{number}", [w for w in words if w not in ("...", "|")]))
     return found
 
