@@ -32,6 +32,7 @@ def test_a_machine_that_a_restored_database_does_not_know_keeps_all_it_has(host:
     assert ("late" in listed) is runs
     assert (checks["engines"]["status"] == "ok") is not runs
     assert ("late" in told.stdout) is runs
+    assert ("unrecorded" in host.vmm("list", "--all").stdout) is runs
     if runs:
         # As often as it is asked, and whoever asks.
         told = host.vmm("reconcile", check=False)

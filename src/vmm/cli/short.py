@@ -8,6 +8,7 @@ the parser, which does the same with the same parts.
 from __future__ import annotations
 
 import gc
+import sys
 
 from vmm import TYPE_CHECKING
 from vmm.cli.ending import guarded
@@ -24,7 +25,7 @@ def run_short(arguments: Sequence[str]) -> int | None:
     # Over before a collection of garbage would pay.
     gc.disable()
     match list(arguments):
-        case ["list" | "ls"] | ["list" | "ls", "-a" | "--all"]:
+        case ["list" | "ls"]:
             return guarded(lambda: _list("table"))
         case ["list" | "ls", "--output", output] if output in _OUTPUTS:
             return guarded(lambda: _list(output))
@@ -45,7 +46,14 @@ def _list(output: str) -> int:
     from vmm.cli import render
     from vmm.operations.observe import view_all
 
-    site = open_site(read_only=True)
+    told: set[str] = set()
+
+    def tell(what: str) -> None:
+        if what not in told:
+            told.add(what)
+            sys.stderr.write(f"vmm: {what}\n")
+
+    site = open_site(read_only=True, tell=tell)
     render.machines(view_all(site), output)
     site.revive_supervisor()
     return ExitCode.DONE

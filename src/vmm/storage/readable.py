@@ -108,7 +108,7 @@ def image(database: Path) -> Image | None:
     while True:
         found = _newest(database)
         late = time.monotonic() - deadline
-        if found is None or late > _PATIENCE_S:
+        if found is None:
             return None
         place, head = found
         path = database.with_name(_NAMES[place])
@@ -116,6 +116,9 @@ def image(database: Path) -> Image | None:
         is_current = content is not None and path.stat().st_mtime_ns != 0 and head.stamp == _stamp(database)
         if content is not None and (is_current or late > 0):
             return Image(content=content, is_current=is_current) if _is_whole(content, head) else None
+        if late > _PATIENCE_S:
+            # It is renewed all the time, faster than it can be read.
+            return None
         time.sleep(_POLL_S)
 
 

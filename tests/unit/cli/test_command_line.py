@@ -90,9 +90,7 @@ def test_the_reference_is_current() -> None:
     assert written == reference(), "run: make docs"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["list"], ["ls"], ["list", "-a"], ["list", "--output", "json"], ["ls", "--output", "name"]]
-)
+@pytest.mark.parametrize("arguments", [["list"], ["ls"], ["list", "--output", "json"], ["ls", "--output", "name"]])
 def test_the_short_way_says_what_the_parser_says(
     data: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,7 +104,7 @@ def test_the_short_way_says_what_the_parser_says(
 @pytest.mark.parametrize(
     "arguments",
     [[], ["list", "--filter", "state=running"], ["-q", "list"], ["list", "--help"], ["list", "--output", "yaml"],
-     ["start"], ["start", "--all"], ["start", "a", "b"], ["start", "m", "--wait", "ssh"], ["stop", "m"], ["--help"],
+     ["start"], ["list", "-a"], ["start", "--all"], ["start", "a", "b"], ["start", "m", "--wait", "ssh"], ["stop", "m"], ["--help"],
      ["start", "--foreground"], ["supervise"], ["--data-dir", "/d", "--config", "supervise"],
      ["--data-dir", "/d", "--conf", "/c", "supervise"], ["--data-dir", "/d", "settle", "m"]],
 )  # fmt: skip
