@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _SIOCGIFADDR = 0x8915
+# Of an engine that was killed, the last thread closes the tap: a moment after the first one is seen to be gone.
+_CLOSING_S, _POLL_S = 2.0, 0.002
 _ROUTES = Path("/proc/net/route")
 _SYSCTL = Path("/proc/sys/net/ipv4")
 _SYSCTL_6 = Path("/proc/sys/net/ipv6/conf")
@@ -192,14 +195,20 @@ def remove_link(name: str) -> None:
 
 def remove_tap(tap: str, owner: Owner) -> bool:
     """Remove a tap of this vmm's that no process has open; False when there is none, or it is left alone."""
-    try:
-        there = netlink.look(tap)
-    except OSError as error:
-        raise netlink.told(error, f"The tap {tap} cannot be looked at.") from error
-    if there is None or not _may_be(there, owner) or there.is_open:
-        return False
-    remove_link(tap)
-    return True
+    deadline = time.monotonic() + _CLOSING_S
+    while True:
+        try:
+            there = netlink.look(tap)
+        except OSError as error:
+            raise netlink.told(error, f"The tap {tap} cannot be looked at.") from error
+        if there is None or not _may_be(there, owner):
+            return False
+        if not there.is_open:
+            remove_link(tap)
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
 
 
 def taps(owner: Owner) -> list[str]:
