@@ -223,7 +223,7 @@ class FakeNetwork:
         self.ports.clear()
 
     @contextlib.contextmanager
-    def attaching(self, lease, forwards, *, uid: int = 0) -> Iterator[None]:
+    def attaching(self, lease, forwards, *, uid: int = 0, resolvers=()) -> Iterator[None]:
         self.log.do(f"attach {lease.tap}")
         if self.fails:
             raise self.fails
@@ -250,6 +250,9 @@ class FakeNetwork:
     def close_forward(self, lease, forward) -> None:
         self.log.do(f"close {forward.host_port}")
         self.ports.discard((lease.address, forward))
+
+    def is_set_up(self) -> bool:
+        return bool(self.taps or self.admitted)
 
     def restore(self) -> None:
         self.log.do("restore network")
@@ -501,7 +504,11 @@ class FakeFacts:
     def ask(self, moment: Moment) -> list[Answer]:
         return self.answers
 
-    def mend(self, moment: Moment) -> list[Answer]:
+    @contextlib.contextmanager
+    def beside_start(self) -> Iterator[Callable[[], list[Answer]]]:
+        yield lambda: self.answers
+
+    def mend(self, moment: Moment, *, but: Collection[str] = ()) -> list[Answer]:
         self.log.step()
         return self.answers
 

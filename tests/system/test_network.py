@@ -411,7 +411,7 @@ def test_docker_installed_later_is_noticed_and_mended(host: Host) -> None:
     assert check()["status"] == "ok"
     host.run("iptables", "-P", "FORWARD", "DROP")
     assert check()["status"] == "warning"
-    assert check()["fix"] == "sudo vmm setup"
+    assert check()["fix"] == "sudo vmm reconcile"
     host.vmm("setup", "--no-kernel", "--no-image")
     assert check()["status"] == "ok"
 

@@ -255,6 +255,7 @@ class HostSite:
             running=self.running_leases,
             data_dir=config.paths.data_dir,
             allowed=config.allowed_networks,
+            resolvers=self._all_resolvers,
             connections=config.max_connections,
         )
 
@@ -333,9 +334,15 @@ class HostSite:
         return Path(self.config.firecracker) if self.config.firecracker else self.config.paths.engines / "firecracker"
 
     def resolvers(self) -> Sequence[str]:
-        from vmm.network.dns import host_resolvers
+        from vmm.network.dns import host_resolution
 
-        return host_resolvers()
+        return host_resolution().servers
+
+    def _all_resolvers(self) -> Sequence[str]:
+        """Return what any machine may be told to ask for names."""
+        records = [record for record in self.store.machines() if isinstance(record, Machine)]
+        named = {server for record in records for server in record.spec.dns}
+        return sorted({*self.defaults.dns, *self.resolvers(), *named})
 
     def _write_initrd(
         self, out: Path, *, machine: Machine, stage1: Path, host_key: Path, resolvers: Sequence[str], grow: bool
@@ -343,10 +350,12 @@ class HostSite:
         from vmm.guest.facts import Facts, write_initrd
         from vmm.guest.stage1 import build_grow_archive
         from vmm.host.reading import read_text
+        from vmm.network.dns import host_resolution
 
         tool = stage1.with_name("grow.cpio.gz")
         if grow and not tool.exists():
             build_grow_archive(tool)
+        resolution = host_resolution()
         facts = Facts(
             hostname=machine.name,
             machine_id=machine.id,
@@ -355,6 +364,8 @@ class HostSite:
             prefix_length=self.subnet.prefix_length,
             gateway=self.subnet.gateway,
             resolvers=tuple(resolvers),
+            search=resolution.search,
+            options=resolution.options,
             authorized_keys=(self.guest.key.public_key(), *machine.spec.ssh_keys),
             host_key=read_text(host_key),
             host_key_pub=read_text(host_key.with_suffix(".pub")),

@@ -7,35 +7,66 @@ when it is asked first, how it is answered, how it is mended. The answers are gi
 
 from __future__ import annotations
 
+import contextlib
+
 from vmm import TYPE_CHECKING
 from vmm.errors import VmmError
-from vmm.model.facts import Answer, Fact, Moment, Standing, unseen
+from vmm.model.facts import Answer, Fact, Moment, Standing, not_ok, ok, unseen
 from vmm.model.value import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
 
     from vmm.app import HostSite
 
 
+RULES = "rules"
+
+
 def facts_of(site: HostSite) -> tuple[Fact, ...]:
     """Return every fact of this host, in the order in which they are told and mended."""
+    from vmm.host import facts as host
     from vmm.network import facts as network
 
+    net = site.network
     return (
         Fact(
-            name="ip forwarding",
-            question="Does this host pass on what machines send?",
-            first=Moment.START,
-            ask=lambda: network.forwarding(site.network),
-            mend=site.network.mend_bridge,
+            name="data directory",
+            question="Do jails work where the data directory lies: devices, programs, locks?",
+            first=Moment.LOOK,  # a start that it breaks asks it then
+            ask=lambda: host.data_directory(site.config.paths.data_dir),
+        ),
+        Fact(
+            name="kernel settings",
+            question="Can the kernel's settings be set?",
+            first=Moment.LOOK,
+            ask=host.settings,
+        ),
+        Fact(
+            name="processes",
+            question="Does a user see which machines run?",
+            first=Moment.LOOK,
+            ask=host.processes,
+        ),
+        Fact(
+            name="resolvers",
+            question="Can machines ask the host's own resolvers?",
+            first=Moment.WATCH,
+            ask=lambda: network.resolvers(site.defaults.dns),
         ),
         Fact(
             name="bridge",
             question="Is the machines' bridge up, with its address?",
             first=Moment.WATCH,
-            ask=lambda: network.bridge(site.network),
-            mend=site.network.mend_bridge,
+            ask=lambda: network.bridge(net),
+            mend=net.mend_bridge,
+        ),
+        Fact(
+            name="ip forwarding",
+            question="Do the bridge and the links to the world pass on what machines send and are sent?",
+            first=Moment.WATCH,
+            ask=lambda: network.forwarding(net),
+            mend=net.mend_bridge,
         ),
         Fact(
             name="link managers",
@@ -46,12 +77,29 @@ def facts_of(site: HostSite) -> tuple[Fact, ...]:
         ),
         Fact(
             name="forward policy",
-            question="Does no other firewall drop what machines send?",
-            first=Moment.WATCH,
-            ask=lambda: network.others(site.network),
-            mend=site.network.accept_where_others_drop,
+            question="Does no other firewall drop what machines need?",
+            first=Moment.START,
+            ask=lambda: network.other_firewalls(net),
+            mend=net.others.accept,
+        ),
+        Fact(
+            name=RULES,
+            question="Are the rules and taps of the machines that run as they were made, by this configuration?",
+            first=Moment.LOOK,  # the supervisor hears of every change itself: `network_watch`
+            ask=lambda: _rules(site),
+            mend=net.restore,
         ),
     )
+
+
+def _rules(site: HostSite) -> Answer:
+    """Compare the tables and taps with what the records say; whoever is at one of them now is left to it."""
+    from vmm.operations.reconcile import network_differences
+
+    found = network_differences(site)
+    if found:
+        return not_ok(RULES, "; ".join(found), "sudo vmm reconcile")
+    return ok(RULES, "tables and taps are those of the machines that run")
 
 
 class HostFacts:
@@ -64,9 +112,26 @@ class HostFacts:
         """Answer every fact that this moment asks; none is changed, and one that cannot be asked keeps no other."""
         return tuple(_answer(fact) for fact in self._asked(moment))
 
-    def mend(self, moment: Moment) -> Sequence[Answer]:
+    def mend(self, moment: Moment, *, but: Collection[str] = ()) -> Sequence[Answer]:
         """Answer every fact that this moment asks, and mend what is not ok and can be mended."""
-        return tuple(_mended(fact) for fact in self._asked(moment))
+        return tuple(_mended(fact) for fact in self._asked(moment) if fact.name not in but)
+
+    @contextlib.contextmanager
+    def beside_start(self) -> Generator[Callable[[], Sequence[Answer]]]:
+        """Begin to ask what a start asks, beside it; give what waits for the answers, and mends what can be.
+
+        Bridge and forwarding the start itself looks at, and the engine's own files: what it cannot mend it refuses.
+        """
+        from vmm.network import glance
+
+        with glance.listing() as listed:
+            yield lambda: self._at_start(listed())
+
+    def _at_start(self, listed: str) -> Sequence[Answer]:
+        from vmm.network import glance
+
+        network = self._site.network
+        return self.mend(Moment.START) if glance.is_dropped(lambda: network.others, listed) else ()
 
     def _asked(self, moment: Moment) -> list[Fact]:
         return [fact for fact in facts_of(self._site) if fact.first <= moment]

@@ -8,6 +8,7 @@ from vmm import TYPE_CHECKING
 from vmm.guest.cpio import Archive
 from vmm.host import files
 from vmm.host.reading import read_bytes
+from vmm.model.network import Resolution
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Facts(Value):
     host_key: str
     host_key_pub: str
     grow: bool = False
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 def facts_archive(facts: Facts) -> bytes:
@@ -62,7 +65,7 @@ def facts_files(facts: Facts) -> dict[str, bytes]:
         "machine-id": facts.machine_id,
         "address": f"{facts.address}/{facts.prefix_length}",
         "gateway": facts.gateway,
-        "resolv.conf": "\n".join(f"nameserver {resolver}" for resolver in facts.resolvers),
+        "resolv.conf": Resolution(servers=facts.resolvers, search=facts.search, options=facts.options).text,
         "authorized_keys": "\n".join(facts.authorized_keys),
         "ssh_host_ed25519_key": facts.host_key.rstrip("\n"),
         "ssh_host_ed25519_key.pub": facts.host_key_pub.rstrip("\n"),
@@ -80,6 +83,7 @@ def run_files(facts: Facts) -> dict[str, str]:
     address = f"{facts.address}/{facts.prefix_length}"
     match = ["[Match]", f"MACAddress={facts.mac}"]
     network = ["[Network]", f"Address={address}", f"Gateway={facts.gateway}", *(f"DNS={r}" for r in facts.resolvers),
+               *([f"Domains={' '.join(facts.search)}"] if facts.search else []),
                "DHCP=no", "IPv6AcceptRA=no", "LinkLocalAddressing=no", "KeepConfiguration=yes"]  # fmt: skip
     # Whatever udev would call it: the device's name is one of the facts.
     link = ["[Link]", "NamePolicy=keep", "Name=eth0"]
@@ -88,6 +92,7 @@ def run_files(facts: Facts) -> dict[str, str]:
                   f"address1={address},{facts.gateway}"]  # fmt: skip
     if facts.resolvers:
         connection.append(f"dns={';'.join(facts.resolvers)};")
+        connection += [f"dns-search={';'.join(facts.search)};"] if facts.search else []
     connection += ["[ipv6]", "method=disabled"]
     skipped = ["[Unit]", "ConditionPathExists=!/run/vmm/address"]
     texts = {

@@ -26,6 +26,19 @@ def below(path: Path) -> list[Path]:
     return found[::-1]
 
 
+def options_of(path: Path) -> tuple[str, frozenset[str]]:
+    """Return where the mount that `path` lies on, or would lie on, is mounted, and its options."""
+    found, best = frozenset[str](), ""
+    place = str(path.absolute().resolve())
+    for line in ceilings.table_lines(Path("/proc/self/mounts")):
+        fields = line.split(" ")
+        target = ceilings.unescaped(fields[1])
+        # Of several at one place the last is the one that is seen.
+        if f"{place}/".startswith(f"{target.rstrip('/')}/") and len(target) >= len(best):
+            best, found = target, frozenset(fields[3].split(","))
+    return best, found
+
+
 def unmount_below(path: Path) -> None:
     """Take off every mount at `path` and below it. Raises HostError where one is held."""
     for target in below(path):

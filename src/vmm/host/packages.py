@@ -45,10 +45,11 @@ def install(packages: tuple[str, ...], *, progress: Progress) -> None:
         )
     with progress.step(f"Installing {', '.join(packages)}"):
         argv = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
+        env = process.proxies()
         if (
             not any(Path("/var/lib/apt/lists").glob("*_Packages*"))
-            or process.run(argv, timeout_s=_INSTALL_S, check=False).code
+            or process.run(argv, timeout_s=_INSTALL_S, env=env, check=False).code
         ):
             # No package lists yet, or ones that name versions which are gone.
-            process.run(["apt-get", "update", "-q"], timeout_s=_INSTALL_S)
-            process.run(argv, timeout_s=_INSTALL_S)
+            process.run(["apt-get", "update", "-q"], timeout_s=_INSTALL_S, env=env)
+            process.run(argv, timeout_s=_INSTALL_S, env=env)

@@ -59,16 +59,3 @@ def nftables_works() -> tuple[bool, str]:
     except HostError as error:
         return False, error.brief
     return done.code == 0, "" if done.code == 0 else done.words
-
-
-def forward_policy_drops() -> str | None:
-    """Return whose chain drops forwarded traffic by default (Docker, ufw, firewalld), None when none does."""
-    if Path("/run/firewalld").exists():
-        return "firewalld"
-    try:
-        listing = process.run(["iptables", "-w", "-S"], check=False).stdout
-    except HostError:
-        return None
-    if "-P FORWARD DROP" not in listing:
-        return None
-    return "Docker" if "DOCKER" in listing else "ufw" if "ufw-" in listing else "iptables"

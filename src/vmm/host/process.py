@@ -18,12 +18,13 @@ from vmm.model.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
-    from typing import IO, NoReturn
+    from typing import IO, NoReturn, Self
 
     from vmm.model.machine import ProcessIdentity
 
 # sbin first: a user's own PATH often lacks it, and root's tools live there.
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PROXIES = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"})
 _TIMEOUT_S = 60.0
 _MOMENT_S = 2.0
 # What is kept of what a program says; the longest known is nft's list of ten thousand machines. One that says more is
@@ -53,7 +54,16 @@ class Completed(Value):
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the closed environment that programs are given, with `extra` on top."""
-    return {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive", **(extra or {})}
+    return {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive", **(extra or {})}
+
+
+def proxies() -> dict[str, str]:
+    """Return the proxies of whoever gave this command, for the programs that fetch something.
+
+    apt and others read the small names alone, so one that is given in capitals is passed on under both.
+    """
+    given = {key: value for key, value in os.environ.items() if key.lower() in _PROXIES}
+    return {key.lower(): value for key, value in given.items()} | given
 
 
 class Begun(Value):
@@ -72,6 +82,47 @@ class Begun(Value):
     def ended(self) -> int | None:
         """Return its exit code, None while it runs."""
         return self.process.poll()
+
+
+class Reading(Value):
+    """A program under way, whose output is wanted; it goes into memory, so that it never waits for its reader."""
+
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+    most: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.output.close()
+
+    def read(self, *, timeout_s: float) -> str:
+        """Return what it said; empty when it failed, said more than `most` bytes, or was not done in time."""
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return ""
+        if code != 0 or self.output.seek(0, os.SEEK_END) > self.most:
+            return ""
+        self.output.seek(0)
+        return self.output.read().decode(errors="replace")
+
+
+def begin_reading(argv: Sequence[str], *, most: int) -> Reading:
+    """Start a program whose output is read later, `most` bytes of it; HostError when it is missing."""
+    output = os.fdopen(os.memfd_create("vmm", os.MFD_CLOEXEC), "w+b")
+    try:
+        with _told(argv), forking:
+            process = subprocess.Popen(
+                list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, env=environment()
+            )
+    except BaseException:
+        output.close()
+        raise
+    return Reading(process=process, output=output, most=most)
 
 
 def begin(argv: Sequence[str], *, stdin: str) -> Begun:
@@ -352,6 +403,6 @@ def _line(argv: Sequence[str]) -> str:
 def _missing(program: str) -> HostError:
     return HostError(
         f"The program {program!r} is not on this host.",
-        details=f"It was looked for in {_PATH}.",
+        details=f"It was looked for in {PATH}.",
         resolution="Install what is missing: sudo vmm setup --install-packages",
     )

@@ -30,8 +30,9 @@ _NETWORK = "network.target nftables.service docker.service firewalld.service ufw
 _UNIT = """[Unit]
 Description=vmm: virtual machines that come back after a reboot
 Documentation=man:vmm(1)
-After=network.target nftables.service docker.service firewalld.service ufw.service
-Wants=network.target
+After=network.target network-online.target nss-lookup.target
+After=nftables.service docker.service firewalld.service ufw.service
+Wants=network.target network-online.target
 
 [Service]
 Type=oneshot

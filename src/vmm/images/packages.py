@@ -46,14 +46,14 @@ def fetch_kernel(package: str, work: Path, *, progress: Progress) -> tuple[Path,
     """
     with progress.step(f"Looking for {package}"):
         if not _dependencies(package):
-            process.run(["apt-get", "update", "-q"], timeout_s=_FETCH_S)
+            process.run(["apt-get", "update", "-q"], timeout_s=_FETCH_S, env=process.proxies())
     wanted = _resolve(package)
     tree = work / "tree"
     tree.mkdir()
     with progress.step(f"Fetching {', '.join(wanted)}"):
         # The work directory is root's alone; apt's own download user could not write into it.
         argv = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "--", *wanted]
-        process.run(argv, cwd=work, timeout_s=_FETCH_S)
+        process.run(argv, cwd=work, timeout_s=_FETCH_S, env=process.proxies())
     with progress.step("Unpacking"):
         for archive in sorted(work.glob("*.deb")):
             process.run(["dpkg-deb", "-x", str(archive), str(tree)], timeout_s=_FETCH_S)

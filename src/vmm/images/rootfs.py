@@ -108,7 +108,7 @@ def build(recipe: Recipe, out: Path, *, work: Path, progress: Progress) -> None:
             str(tree),
             *_mirrors(recipe),
         ]
-        process.run(argv, timeout_s=_BUILD_S, env={"TMPDIR": str(work)})
+        process.run(argv, timeout_s=_BUILD_S, env={"TMPDIR": str(work), **process.proxies()})
     tune(tree)
     with progress.step("Making the file system"):
         make_ext4(tree, out, size_mib=SIZE_MIB)

@@ -51,6 +51,27 @@ class Lease(Value):
     tap: str
 
 
+class Resolution(Value):
+    """How names are resolved: addresses of servers, domains that are searched, options (resolv.conf(5)).
+
+    `unusable`: servers that the host has and machines cannot ask, where it has no other. `is_fallback`: it names none
+    that they can, and these are vmm's own choice.
+    """
+
+    servers: tuple[str, ...]
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
+    is_fallback: bool = False
+
+    @property
+    def text(self) -> str:
+        """What a machine's resolv.conf says."""
+        lines = [f"nameserver {server}" for server in self.servers]
+        lines += [f"search {' '.join(self.search)}"] if self.search else []
+        return "\n".join([*lines, *([f"options {' '.join(self.options)}"] if self.options else [])])
+
+
 class PortForward(Value):
     """A port of the host that leads to a port of a machine. `host_address` 0.0.0.0 means every address of the host."""
 

@@ -89,9 +89,12 @@ class Store(Protocol):
 class Network(Protocol):
     """Bridge, taps and firewall. Idempotent; all raise NetworkError."""
 
-    def attaching(self, lease: Lease, forwards: Sequence[PortForward], *, uid: int = 0) -> AbstractContextManager[None]:
+    def attaching(
+        self, lease: Lease, forwards: Sequence[PortForward], *, uid: int = 0, resolvers: Sequence[str] = ()
+    ) -> AbstractContextManager[None]:
         """Let a machine onto the bridge, by a tap that only `uid` may open; mends bridge and firewall.
 
+        It may ask `resolvers` for names, wherever these lie.
         The rules are set beside the block, which prepares whatever else the machine needs; at its end the tap stands.
         """
         ...
@@ -108,6 +111,10 @@ class Network(Protocol):
 
     def differences(self, attached: Sequence[tuple[Lease, Sequence[PortForward]]]) -> Sequence[str]:
         """Return what of bridge, firewall and taps is not as these machines need it, a sentence each."""
+        ...
+
+    def is_set_up(self) -> bool:
+        """Whether the machines' bridge is there, whole or not."""
         ...
 
     def restore(self) -> None:
@@ -339,8 +346,12 @@ class HostFacts(Protocol):
         """Answer what is asked at this moment; nothing is changed."""
         ...
 
-    def mend(self, moment: Moment) -> Sequence[Answer]:
-        """Answer what is asked at this moment, and mend what is not ok and can be mended."""
+    def beside_start(self) -> AbstractContextManager[Callable[[], Sequence[Answer]]]:
+        """Begin to ask what a start asks, beside it; give what waits for the answers, and mends what can be."""
+        ...
+
+    def mend(self, moment: Moment, *, but: Collection[str] = ()) -> Sequence[Answer]:
+        """Answer what is asked at this moment, `but` these, and mend what is not ok and can be mended."""
         ...
 
 

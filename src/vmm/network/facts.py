@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from vmm import TYPE_CHECKING
-from vmm.host import probes
-from vmm.model.facts import Answer, not_ok, ok, unseen
-from vmm.network import links
+from vmm.model.facts import Answer, Standing, not_ok, ok, unseen
+from vmm.network import dns, links, others
 from vmm.network import managers as link_managers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm.network.host_network import HostNetwork
+
+_FIREWALLS = "forward policy"
 
 
 def forwarding(network: HostNetwork) -> Answer:
-    if links.host_forwards():
-        return ok("ip forwarding", "on")
-    what = f"off: nothing that machines send to {network.bridge_name} leaves this host"
-    return not_ok("ip forwarding", what, "sudo vmm reconcile")
+    name = "ip forwarding"
+    missing = network.missing_forwarding()
+    if not missing:
+        return ok(name, f"on for {network.bridge_name} and the links to the world")
+    return not_ok(name, f"off for {', '.join(missing)}: machines do not reach the world", "sudo vmm reconcile")
 
 
 def bridge(network: HostNetwork) -> Answer:
@@ -37,19 +41,38 @@ def managers(network: HostNetwork) -> Answer:
     return not_ok("link managers", what, "sudo vmm setup")
 
 
-def others(network: HostNetwork) -> Answer:
-    name = "forward policy"
+def other_firewalls(network: HostNetwork) -> Answer:
     if not links.is_root():
-        return unseen(name, "only root can see it", "sudo vmm doctor")
-    owner = probes.forward_policy_drops()
-    if owner == "firewalld":
-        fix = (
-            f"sudo firewall-cmd --permanent --zone=trusted --add-interface={network.bridge_name};"
-            " sudo firewall-cmd --reload"
-        )
-        return not_ok(name, "firewalld decides what is forwarded", fix)
-    if owner and network.is_dropped_by_others():
-        return not_ok(name, f"{owner} drops what machines send to the world", "sudo vmm setup")
-    if owner:
-        return ok(name, f"{owner} drops by default; vmm's own rule lets its machines through")
-    return ok(name, "nothing else drops what machines send")
+        return unseen(_FIREWALLS, "only root can see it", "sudo vmm doctor")
+    listing = others.read()
+    answer = told(network, others.merged(network.others.troubles(listing)))
+    if answer.standing is Standing.OK and listing.unread:
+        return unseen(_FIREWALLS, "; ".join(listing.unread), "sudo apt-get install iptables")
+    return answer
+
+
+def told(network: HostNetwork, troubles: Sequence[others.Trouble]) -> Answer:
+    """Return the answer that these troubles with other firewalls come to."""
+    if not troubles:
+        return ok(_FIREWALLS, "no other firewall drops what machines send")
+    proof = "; ".join(others.words(trouble) for trouble in troubles)
+    fix = "; ".join(dict.fromkeys(others.fix(trouble, network.bridge_name) for trouble in troubles))
+    if troubles[0].certain:
+        return not_ok(_FIREWALLS, proof, fix)
+    return unseen(_FIREWALLS, proof, fix)
+
+
+def resolvers(given: Sequence[str]) -> Answer:
+    """Whether machines can ask the host's own resolvers; `given` is what the configuration gives them in place."""
+    name = "resolvers"
+    if given:
+        return ok(name, f"{', '.join(given)}, as configured")
+    found = dns.host_resolution()
+    servers = ", ".join(found.servers)
+    if not found.is_fallback:
+        return ok(name, servers + (f"; searched: {' '.join(found.search)}" if found.search else ""))
+    fix = "sudo vmm config set vm_defaults.dns_servers ADDRESS,ADDRESS"
+    if not found.unusable:
+        return not_ok(name, f"the host names none; machines ask {servers}", fix)
+    why = "on loopback, or IPv6, which machines do not speak"
+    return not_ok(name, f"the host's ({', '.join(found.unusable)}) are {why}; machines ask {servers}", fix)

@@ -23,7 +23,7 @@ from vmm import TYPE_CHECKING
 from vmm.errors import HostError, NetworkError
 from vmm.host import process
 from vmm.model.value import Value
-from vmm.network import others, tables
+from vmm.network import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -109,6 +109,10 @@ class Firewall(Value):
             ipv6=_has_ipv6(),
         )
 
+    def _if_current(self) -> str:
+        """Return a command that fails, with all that is done with it, where other tables stand than these."""
+        return f"add element ip vmm {tables.stamp(self._tables())} {{ 0 }}"
+
     def _ways(self) -> list[str]:
         lines = [f'add element ip vmm uplinks {{ "{name}" }}' for name in self.uplinks]
         return [*lines, *(f"add element ip vmm resolvers {{ {address} }}" for address in self.resolvers)]
@@ -116,9 +120,10 @@ class Firewall(Value):
     def begin_admit(self, lease: Lease, forwards: Sequence[PortForward]) -> Callable[[], bool]:
         """Begin to add one machine's elements, and return what waits for the end of it.
 
-        That returns False when the tables are not there, or hold something else of that name.
+        That returns False when the tables are not there, are of another configuration, or hold something else of that
+        name.
         """
-        lines = (*self._ours(), *self._ways(), *_elements("add", lease, forwards))
+        lines = (*self._ours(), self._if_current(), *self._ways(), *_elements("add", lease, forwards))
         try:
             begun = process.begin(["nft", "-f", "-"], stdin="\n".join(lines) + "\n")
         except HostError as error:
@@ -155,11 +160,10 @@ class Firewall(Value):
         )
 
     def remove(self) -> None:
-        """Remove the tables, unless they are someone else's, and what was put into others' chains."""
+        """Remove the tables, unless they are someone else's."""
         if self.whose() in (Whose.OTHER, Whose.FOREIGN):
             return
         _nft(tables.removal(ipv6=_has_ipv6()))
-        others.forget()
 
 
 def _whose(family: str, mark: str, owner: str) -> Whose:

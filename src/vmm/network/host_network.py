@@ -8,14 +8,19 @@ import socket
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
+from vmm import TYPE_CHECKING
 from vmm.errors import NetworkError
 from vmm.host import files
 from vmm.model.network import Lease, PortForward, Protocol, Subnet
 from vmm.model.value import Value
-from vmm.network import conntrack, links, managers, netlink, others, policy, uplinks
+from vmm.network import conntrack, links, managers, netlink, policy, uplinks
 from vmm.network.claim import is_unmarked_tap, refuse_foreign, take
 from vmm.network.firewall import Firewall, Whose
+from vmm.network.forwarding import Forwarding
 from vmm.network.ownership import Owner, owner_at
+
+if TYPE_CHECKING:
+    from vmm.network.others import Others
 
 # Of the host, whatever network namespace or data directory is meant: it is held for some milliseconds.
 _LOCK = Path("/run/vmm.lock")
@@ -36,7 +41,7 @@ class HostNetwork(Value):
     running: Callable[[], Attached]
     data_dir: Path
     allowed: tuple[str, ...] = ()
-    resolvers: tuple[str, ...] = ()
+    resolvers: Callable[[], Sequence[str]] = tuple
     connections: int = 8192
 
     @property
@@ -47,8 +52,11 @@ class HostNetwork(Value):
     def _owner(self, *, make: bool = False) -> Owner:
         return owner_at(self.data_dir, make=make)
 
-    def _whole_firewall(self) -> Firewall:
-        """Return the firewall with what it depends on of the host and of its configuration."""
+    def _whole_firewall(self, resolvers: Sequence[str] | None = None) -> Firewall:
+        """Return the firewall with what it depends on of the host and of its configuration.
+
+        `resolvers`: those to be added for a machine, in place of those of all.
+        """
         try:
             ways = (self.host_interface,) if self.host_interface else uplinks.uplinks(self.bridge_name)
         except OSError as error:
@@ -59,15 +67,20 @@ class HostNetwork(Value):
             owner=self._owner().chain,
             uplinks=ways,
             allowed=self.allowed,
-            resolvers=self.resolvers,
+            # Machines speak IPv4 alone.
+            resolvers=tuple(each for each in (self.resolvers() if resolvers is None else resolvers) if "." in each),
             connections=self.connections,
         )
 
     @contextlib.contextmanager
-    def attaching(self, lease: Lease, forwards: Sequence[PortForward], *, uid: int = 0) -> Generator[None]:
+    def attaching(
+        self, lease: Lease, forwards: Sequence[PortForward], *, uid: int = 0, resolvers: Sequence[str] = ()
+    ) -> Generator[None]:
         owner = self._owner(make=True)
+        firewall = self._whole_firewall(resolvers)
         self._look_at_bridge(owner, coming=lease.tap)
-        admitted = self._whole_firewall().begin_admit(lease, forwards)
+        self.forwarding.turn_on(published=_is_published(forwards), ways=firewall.uplinks)
+        admitted = firewall.begin_admit(lease, forwards)
         try:
             yield
         finally:
@@ -91,6 +104,7 @@ class HostNetwork(Value):
         self._end_forwards(forwards)
 
     def open_forward(self, lease: Lease, forward: PortForward) -> None:
+        self.forwarding.turn_on(published=_is_published([forward]))
         if not self._firewall.open(lease, forward):
             self.reconcile(self.running())
         self._begin_forwards(lease, [forward])
@@ -122,6 +136,7 @@ class HostNetwork(Value):
     def reconcile(self, attached: Attached) -> None:
         # Whole or not: one that an older vmm made gets what it lacks.
         self._take_bridge(self._owner(make=True))
+        self.forwarding.turn_on(published=any(_is_published(forwards) for _, forwards in attached))
         # A machine that is both running and about to be attached would stand in it twice.
         wanted = _by_address(attached)
         while True:
@@ -138,6 +153,7 @@ class HostNetwork(Value):
         """Make bridge, firewall and taps what the machines that run now need, whoever comes and goes meanwhile."""
         owner = self._owner(make=True)
         self._take_bridge(owner)
+        self.forwarding.turn_on(published=_is_published(self._all_forwards()))
         wanted = None
         while (known := _by_address(self.running())) != wanted:
             self._whole_firewall().replace(known.values())
@@ -152,7 +168,7 @@ class HostNetwork(Value):
 
     def _follow(self, attached: Attached) -> None:
         """Do what the rules that were just made anew bring with them."""
-        others.accept_where_they_drop()
+        self.others.accept()
         self._settle_localhost(attached)
         with _told("What the kernel remembers of a forward's connections cannot be deleted."):
             for lease, forwards in attached:
@@ -171,8 +187,6 @@ class HostNetwork(Value):
         if not links.bridge_is_whole(self.bridge_name, self.subnet, owner):
             found.append(f"the bridge {self.bridge_name} was gone, down, without its address, or not closed")
         found += self._whole_firewall().differences(attached)
-        if others.is_dropped():
-            found.append("another firewall dropped what machines send")
         localhost = any(_is_for_localhost(forward) for _, forwards in attached for forward in forwards)
         if localhost and not links.routes_localnet(self.bridge_name):
             found.append("forwards from localhost were cut off")
@@ -239,6 +253,10 @@ class HostNetwork(Value):
                     policy.remove(name)
             firewall.remove()
             managers.forget(self.bridge_name)
+            from vmm.network.others import remove_accepts
+
+            remove_accepts()
+            self.forwarding.give_back()
         return [] if trouble is None else [f"{trouble.brief} {trouble.details}"]
 
     def is_whole(self) -> bool:
@@ -253,26 +271,50 @@ class HostNetwork(Value):
             return error
         return None
 
-    def is_dropped_by_others(self) -> bool:
-        """Whether another firewall of this host drops what machines send."""
-        return others.is_dropped()
+    @property
+    def others(self) -> Others:
+        """This host's other firewalls, as its machines meet them."""
+        from vmm.network.others import Others
+
+        ways = [self.host_interface] if self.host_interface else uplinks.uplinks(self.bridge_name)
+        return Others(
+            bridge=self.bridge_name,
+            machines=self.subnet.cidr,
+            machine=str(self.subnet.network.broadcast_address - 1),
+            gateway=self.subnet.gateway,
+            way_out=ways[0] if ways else None,
+        )
+
+    @property
+    def forwarding(self) -> Forwarding:
+        return Forwarding(
+            bridge=self.bridge_name, host_interface=self.host_interface, record=self.data_dir / "state" / "forwarding"
+        )
+
+    def missing_forwarding(self) -> list[str]:
+        """Return the links that do not pass on what the machines that run send or are sent."""
+        return self.forwarding.missing(published=_is_published(self._all_forwards()))
 
     def tell_managers(self) -> None:
         """Tell networkd and NetworkManager to leave vmm's links alone."""
         managers.tell(self.bridge_name)
 
     def mend_bridge(self) -> None:
-        """Make the bridge what it should be, and let the host forward."""
+        """Make the bridge what it should be, and let it and the links to the world forward."""
         self._take_bridge(self._owner(make=True))
+        self.forwarding.turn_on(published=_is_published(self._all_forwards()))
 
-    def accept_where_others_drop(self) -> None:
-        """Let the machines' traffic pass where another firewall of this host drops it and a rule of ours can help."""
-        others.accept_where_they_drop()
+    def is_set_up(self) -> bool:
+        """Whether the machines' bridge is there, whole or not."""
+        return netlink.look(self.bridge_name) is not None
+
+    def _all_forwards(self) -> list[PortForward]:
+        return [forward for _, forwards in self.running() for forward in forwards]
 
     def _look_at_bridge(self, owner: Owner, *, coming: str) -> None:
         if not links.bridge_is_whole(self.bridge_name, self.subnet, owner):
             self._take_bridge(owner, coming=coming)
-            others.accept_where_they_drop()
+            self.others.accept()
 
     def _take_bridge(self, owner: Owner, *, coming: str = "") -> None:
         """Make the bridge whole, where that is this vmm's to do; of two data directories that begin at once, one is.
@@ -290,6 +332,11 @@ class HostNetwork(Value):
 
     def _known_taps(self) -> set[str]:
         return {lease.tap for lease, _ in self.running()}
+
+
+def _is_published(forwards: Sequence[PortForward]) -> bool:
+    """Whether one of these lets in what comes from outside."""
+    return any(not forward.host_address.startswith("127.") for forward in forwards)
 
 
 @contextlib.contextmanager

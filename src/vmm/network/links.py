@@ -65,7 +65,7 @@ def bridge_mac(subnet: Subnet) -> str:
 
 
 def mend_bridge(name: str, subnet: Subnet, owner: Owner) -> None:
-    """Make the bridge, or what it lacks of address and being up; and let the host forward.
+    """Make the bridge, or what it lacks of address and being up.
 
     What stands under this name must be known to be this vmm's.
 
@@ -86,7 +86,6 @@ def mend_bridge(name: str, subnet: Subnet, owner: Owner) -> None:
         netlink.bridge_group_frames(name)
         netlink.set_up(name, alias=owner.mark)
         netlink.add_address(name, subnet.gateway, subnet.prefix_length, str(subnet.network.broadcast_address))
-        (_SYSCTL / "ip_forward").write_text("1", encoding="ascii")
         for key in ("accept_redirects", "send_redirects"):
             (_SYSCTL / "conf" / name / key).write_text("0", encoding="ascii")
         policy.mend(name, subnet)
@@ -279,14 +278,6 @@ def _refuse_clash(name: str, network: IPv4Network) -> None:
                 details=f"The route to {other} goes over {fields[0]}.",
                 resolution="Choose a free one: sudo vmm config set subnet 10.77.0.0/16 gateway 10.77.0.1",
             )
-
-
-def host_forwards() -> bool:
-    """Whether the host forwards IPv4."""
-    try:
-        return (_SYSCTL / "ip_forward").read_text(encoding="ascii").strip() == "1"
-    except OSError:
-        return False
 
 
 def is_root() -> bool:

@@ -172,6 +172,12 @@ def index_of(name: str) -> int:
 
 def told(error: OSError, brief: str) -> NetworkError:
     """Convert the kernel's refusal into an error that says what to do."""
+    if error.errno == errno.EROFS:
+        return NetworkError(
+            brief,
+            details=f"/proc/sys is mounted read-only, as in most containers: {error}",
+            resolution="Run vmm on the host itself, or where it may: mount -o remount,rw /proc/sys",
+        )
     denied = error.errno in (1, 13)
     return NetworkError(
         brief,

@@ -1,71 +1,358 @@
-"""Other firewalls of this host that drop what they do not know: Docker's, ufw's, anybody's of iptables."""
+"""Other firewalls of this host: whether a chain of theirs drops what machines need, and the accept that mends it.
+
+An accept in a table of ours cannot overrule another table's drop. Into the chains of iptables, of either variant, vmm
+puts rules of its own, marked by their comment; where no accept of ours can help, the command that does is told.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 
+from vmm import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.host import process
-from vmm.network.tables import PASSED
+from vmm.model.value import Value, replace
+from vmm.network import glance, iptables_rules, nft_rules
+from vmm.network.tables import PASSED, VETTED
+from vmm.network.verdicts import Chain, Fate, Packet, fate_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmm.network.verdicts import Chains
 
 _COMMENT = "vmm"
-# What vmm's own rules have let pass, and nothing else: neither whole interfaces nor a container's closed ports.
-_ACCEPT = ("-m", "mark", "--mark", f"{PASSED:#x}/{PASSED:#x}", "-m", "comment", "--comment", _COMMENT, "-j", "ACCEPT")
+_NFT = ("nft", "-j", "list", "ruleset")
+# Without the elements of sets, of which a blocklist may have a hundred thousand.
+_NFT_TERSE = ("nft", "-j", "-t", "list", "ruleset")
+# iptables' two variants; each has rules that the other does not show.
+_VARIANTS = ("iptables-nft", "iptables-legacy")
+# Before this priority connection tracking has not looked at a packet (NF_IP_PRI_CONNTRACK).
+_TRACKED = -200
+# Behind this priority of their hook vmm's own chains have marked what may go on.
+_GUARD, _FORWARD = -50, -5
+_MARK = f"{PASSED:#x}/{PASSED:#x}"
+_SENT, _ANSWERS = "what machines send to the world", "the answers to machines"
+# Any address of the world.
+_WORLD = "9.9.9.9"
 
 
-def accept_where_they_drop() -> None:
-    """Let pass what vmm's own rules have let pass, where Docker, ufw or someone else made iptables drop the rest.
+class Way(Value):
+    """What machines need to pass a hook of the firewall: a packet of that kind, and the accepts that would let it."""
 
-    An accept in a table of ours cannot overrule another table's drop; so a rule of ours, marked by its comment, goes
-    into their chain: into DOCKER-USER, which Docker keeps for this, or at the top of FORWARD.
+    hook: str
+    what: str
+    packet: Packet
+    nft: str
+    iptables: tuple[str, ...]
+
+
+class Trouble(Value):
+    """A chain that drops what machines need; `certain` is false where its rules do not tell. `by`: what drops it."""
+
+    tool: str  # nft, or a variant of iptables
+    chain: Chain
+    way: Way
+    by: str
+    certain: bool = True
+
+
+class Listing(Value):
+    """The chains of all other firewalls, by the tool that writes them; `unread` says what could not be read."""
+
+    chains: dict[str, Chains]
+    unread: tuple[str, ...] = ()
+
+
+class Others(Value):
+    """Other firewalls, as the machines of one bridge meet them: their subnet, one of their addresses, the gateway.
+
+    `way_out` is the link to the world, where it is known.
+
+    `resolvers` are those addresses of the host itself that machines are given as their resolvers.
     """
-    chain, missing, stale = _look()
-    for where, rule in stale:
-        process.run(["iptables", "-w", "-D", where, *rule], check=False)
-    if missing:
-        process.run(["iptables", "-w", "-I", chain, *_ACCEPT])
+
+    bridge: str
+    machines: str
+    machine: str
+    gateway: str
+    way_out: str | None = None
+    resolvers: tuple[str, ...] = ()
+
+    def troubles(self, listing: Listing | None = None) -> list[Trouble]:
+        """Return every chain that drops what machines need, or may."""
+        if listing is None:
+            found = self._judge(read(_NFT_TERSE))
+            # What a set or a map holds may tell.
+            return found if all(trouble.certain for trouble in found) else self._judge(read(_NFT))
+        return self._judge(listing)
+
+    def are_dropping(self, listing: str) -> bool:
+        """Whether one of them drops what machines need for certain, by a listing of nft's alone, and at once."""
+        chains: dict[str, Chains] = {"nft": _foreign(nft_rules.chains_of(listing)) if listing else {}}
+        if glance.has_legacy_tables():
+            chains["iptables-legacy"] = _saved("iptables-legacy")
+        return any(trouble.certain for trouble in self._judge(Listing(chains=chains)))
+
+    def accept(self) -> None:
+        """Put accepts of ours where they help."""
+        for variant, line in _ours():
+            # Older releases let everything from and to the bridge pass.
+            if line.split()[1] in ("FORWARD", "DOCKER-USER") and _MARK not in line:
+                process.run([variant, "-w", "-D", *shlex.split(line)[1:]], check=False)
+        for trouble in self.troubles():
+            if self.can_accept(trouble):
+                self._insert(trouble)
+
+    def can_accept(self, trouble: Trouble) -> bool:
+        """Whether a rule of ours may help: not where someone has cut these very machines off on purpose."""
+        in_reach = trouble.tool in _VARIANTS and trouble.chain.table == "filter"
+        return in_reach and not self._is_aimed(trouble)
+
+    def _is_aimed(self, trouble: Trouble) -> bool:
+        return self.bridge in trouble.by.split() and "-j" in trouble.by.split()
+
+    def _insert(self, trouble: Trouble) -> None:
+        chain = trouble.chain.name
+        if any(rule.target == "DOCKER-USER" for rule in trouble.chain.rules):
+            # Docker keeps it for this, and jumps to it first.
+            chain = "DOCKER-USER"
+        rule = [*trouble.way.iptables, "-m", "comment", "--comment", _COMMENT, "-j", "ACCEPT"]
+        # One that is there already, and does not help where it stands, is put before what drops.
+        process.run([trouble.tool, "-w", "-D", chain, *rule], check=False)
+        process.run([trouble.tool, "-w", "-I", chain, *rule])
+
+    def _judge(self, listing: Listing) -> list[Trouble]:
+        found: list[Trouble] = []
+        for tool, chains in listing.chains.items():
+            for chain in chains.values():
+                found += self._troubles_in(tool, chains, chain)
+        return found
+
+    def _troubles_in(self, tool: str, chains: Chains, chain: Chain) -> Iterator[Trouble]:
+        if chain.kind not in ("filter", "route") or chain.family not in ("ip", "inet", "bridge", "netdev", "arp"):
+            return
+        for way in self._ways(chain):
+            verdict = fate_in(chains, chain, _as_it_comes_to(chain, way.packet))
+            if verdict.fate is not Fate.PASSES:
+                certain = verdict.fate is Fate.DROPPED
+                yield Trouble(tool=tool, chain=chain, way=way, by=verdict.by, certain=certain)
+
+    def _ways(self, chain: Chain) -> list[Way]:
+        match chain.family:
+            case "ip" | "inet":
+                found = [way for way in self._routed() if way.hook == chain.hook]
+                return found if chain.hook != "forward" or chain.priority > _FORWARD else self._early(found)
+            case "bridge" | "arp":
+                return [way for way in self._bridged(chain.family) if way.hook == chain.hook]
+            case _:
+                return [way for way in self._at_a_device(chain.devices) if way.hook == chain.hook]
+
+    def _routed(self) -> list[Way]:
+        bridge = self.bridge
+        out = self._packet(iif=bridge, oif=self.way_out, source=self.machine, target=_WORLD, state="new")
+        back = self._packet(iif=self.way_out, oif=bridge, source=_WORLD, target=self.machine, state="established")
+        to_guest = self._packet(oif=bridge, source=self.gateway, target=self.machine, state="new", port="22")
+        answer = self._packet(iif=bridge, source=self.machine, target=self.gateway, state="established")
+        tracked = "ct state established,related accept"
+        # What vmm's own rules have let pass, and nothing else: neither whole interfaces nor a container's closed ports.
+        passed_nft, passed = f"meta mark & {PASSED:#x} == {PASSED:#x} accept", ("-m", "mark", "--mark", _MARK)
+        states = ("-m", "conntrack", "--ctstate")
+        sent, answers = _SENT, _ANSWERS
+        from_bridge, to_bridge = f'iifname "{bridge}" accept', f'oifname "{bridge}" accept'
+        replies = ("-i", bridge, *states, "RELATED,ESTABLISHED")
+        # Behind masquerading its addresses are others, and there is no link it came in by.
+        late, late_back = (_without(each, "iifname", "ip saddr", "ip daddr") for each in (out, back))
+        ways = (
+            ("forward", sent, out, passed_nft, passed),
+            ("forward", answers, back, passed_nft, passed),
+            ("prerouting", sent, _without(out, "oifname"), from_bridge, ("-i", bridge)),
+            ("postrouting", sent, late, passed_nft, passed),
+            ("postrouting", answers, late_back, passed_nft, passed),
+            ("output", "what this host sends to machines", to_guest, to_bridge, ("-o", bridge)),
+            ("input", "what machines answer this host", answer, f'iifname "{bridge}" {tracked}', replies),
+        )
+        found = [Way(hook=h, what=what, packet=packet, nft=nft, iptables=rule) for h, what, packet, nft, rule in ways]
+        return [*found, *(self._asks(address) for address in self.resolvers)]
+
+    def _early(self, ways: list[Way]) -> list[Way]:
+        """Return the ways of a chain that is before vmm's own: nothing is marked yet, and the links tell."""
+        by_link = {
+            _SENT: f'iifname "{self.bridge}" accept',
+            _ANSWERS: f'oifname "{self.bridge}" ct state established,related accept',
+        }
+        return [replace(way, nft=by_link[way.what]) for way in ways]
+
+    def _asks(self, address: str) -> Way:
+        """Return the way to a resolver that is the host's own."""
+        packet = self._packet(iif=self.bridge, source=self.machine, target=address, state="new", port="53", over="udp")
+        return Way(
+            hook="input",
+            what=f"what machines ask the resolver {address}",
+            packet=packet,
+            nft=f'iifname "{self.bridge}" ip daddr {address} meta l4proto {{ tcp, udp }} th dport 53 accept',
+            iptables=("-i", self.bridge, "-d", f"{address}/32", "-p", "udp", "-m", "udp", "--dport", "53"),
+        )
+
+    def _bridged(self, family: str) -> list[Way]:
+        sent, received = "what machines send", "what is sent to machines"
+        if family == "arp":
+            into, out_of = {"iifname": self.bridge}, {"oifname": self.bridge}
+            names = f'iifname "{self.bridge}" accept', f'oifname "{self.bridge}" accept'
+            hooks = (("input", sent, into, names[0]), ("output", received, out_of, names[1]))
+        else:
+            into = {**self._packet(source=self.machine, target=_WORLD), "ibrname": self.bridge}
+            out_of = {**self._packet(source=_WORLD, target=self.machine), "obrname": self.bridge}
+            names = f'meta ibrname "{self.bridge}" accept', f'meta obrname "{self.bridge}" accept'
+            hooks = (
+                ("prerouting", sent, into, names[0]),
+                ("input", sent, into, names[0]),
+                ("output", received, out_of, names[1]),
+                ("postrouting", received, out_of, names[1]),
+            )
+        return [Way(hook=h, what=what, packet=packet, nft=rule, iptables=()) for h, what, packet, rule in hooks]
+
+    def _at_a_device(self, devices: Sequence[str]) -> list[Way]:
+        links = [name for name in devices if name in (self.bridge, self.way_out) or name.startswith("vmm-")]
+        packet = self._packet(source=self.machine, target=_WORLD)
+        # Both directions pass both hooks of both links; which addresses they have there depends on masquerading.
+        nothing = {key: value for key, value in packet.items() if key not in ("ip saddr", "ip daddr")}
+        return [
+            Way(
+                hook=hook, what=f"what machines send or are sent over {link}", packet=nothing, nft="accept", iptables=()
+            )
+            for link in links[:1]
+            for hook in ("ingress", "egress")
+        ]
+
+    def _packet(
+        self, *, source: str, target: str, iif: str | None = None, oif: str | None = None, state: str | None = None,
+        port: str = "443", over: str = "tcp",
+    ) -> Packet:  # fmt: skip
+        known = {
+            "nfproto": "ipv4", "protocol": "ip", "ether type": "ip", "l4proto": over, "ip protocol": over,
+            f"{over} dport": port, "th dport": port, "ip saddr": source, "ip daddr": target,
+            "ct original ip saddr": self.machine, "ct original saddr": self.machine, "mark": "0", "ct mark": "0",
+            "pkttype": "host", "fib daddr type": "unicast", "fib saddr type": "unicast", "iifgroup": "0",
+        }  # fmt: skip
+        optional = {
+            "iifname": iif,
+            "oifname": oif,
+            "ct state": state,
+            "ct status": "none" if state else None,
+            "ct direction": state and ("original" if state == "new" else "reply"),
+        }
+        return known | {key: value for key, value in optional.items() if value is not None}
 
 
-def is_dropped() -> bool:
-    """Whether a chain of someone else's drops what machines send, and lacks the rule of ours that lets it pass."""
-    return _look()[1]
+def read(command: tuple[str, ...] = _NFT) -> Listing:
+    """Read the chains of every other firewall.
+
+    Raises:
+        HostError: nft is not there, or cannot be asked.
+    """
+    return parse(process.run(command, timeout_s=20).stdout)
 
 
-def forget() -> None:
-    """Remove what was put into others' chains."""
-    for chain, rule in _ours(_listing()):
-        process.run(["iptables", "-w", "-D", chain, *rule], check=False)
+def parse(listing: str) -> Listing:
+    """Return the chains of every other firewall. `listing` is nft's; what belongs to iptables is asked of iptables."""
+    native = _foreign(nft_rules.chains_of(listing))
+    of_iptables = {key[:2] for key, chain in native.items() if nft_rules.is_of_iptables(chain)}
+    found: dict[str, Chains] = {}
+    if any(family == "ip" for family, _ in of_iptables) and (saved := _saved("iptables-nft")):
+        # nft does not tell what iptables' own matches ask.
+        found["iptables-nft"] = saved
+        native = {key: chain for key, chain in native.items() if key[:2] not in of_iptables}
+    unread: tuple[str, ...] = ()
+    if glance.has_legacy_tables():
+        found["iptables-legacy"] = _saved("iptables-legacy")
+        if not found["iptables-legacy"]:
+            unread = ("there are tables of the old iptables, and no iptables-legacy-save to read them with",)
+    return Listing(chains={"nft": native, **found}, unread=unread)
 
 
-def _look() -> tuple[str, bool, list[tuple[str, list[str]]]]:
-    """Return the chain that drops, whether it lacks the rule of ours, and rules of ours that say something else."""
-    listing = _listing()
-    ours = _ours(listing)
-    # Older releases let everything from and to the bridge pass.
-    stale = [(chain, rule) for chain, rule in ours if not _is_accept(rule)]
-    chain = "DOCKER-USER" if "-N DOCKER-USER" in listing else "FORWARD"
-    if chain == "FORWARD" and "-P FORWARD DROP" not in listing:
-        return chain, False, stale
-    return chain, not any(where == chain and _is_accept(rule) for where, rule in ours), stale
+def _foreign(chains: Chains) -> Chains:
+    return {key: chain for key, chain in chains.items() if key[1] != _COMMENT}
 
 
-def _is_accept(rule: list[str]) -> bool:
-    return set(_ACCEPT) <= set(rule)
-
-
-def _listing() -> str:
-    """Return the filter table as iptables -S writes it; empty where there is no iptables."""
+def _saved(variant: str) -> Chains:
+    """Return the chains of a variant of iptables; none where it is not there."""
     try:
-        return process.run(["iptables", "-w", "-S"], check=False).stdout
+        return iptables_rules.chains_of(process.run([f"{variant}-save"], check=False).stdout)
     except HostError:
-        return ""
+        return {}
 
 
-def _ours(listing: str) -> list[tuple[str, list[str]]]:
-    """Return (chain, rule) of the rules that carry our comment."""
-    found: list[tuple[str, list[str]]] = []
-    for line in listing.splitlines():
-        match = re.fullmatch(rf"-A (\S+) (.*--comment \"?{_COMMENT}\"? .*)", line)
-        if match:
-            found.append((match[1], match[2].replace('"', "").split()))
-    return found
+def remove_accepts() -> None:
+    """Take every rule of ours out of others' chains."""
+    for variant, line in _ours():
+        process.run([variant, "-w", "-D", *shlex.split(line)[1:]], check=False)
+
+
+def _ours() -> Iterator[tuple[str, str]]:
+    """Give the rules in others' chains that carry our comment, each with the variant of iptables that has it."""
+    for variant in _VARIANTS:
+        # Asked for its rules, the old one would make its tables.
+        if variant == "iptables-legacy" and not glance.has_legacy_tables():
+            continue
+        try:
+            listing = process.run([variant, "-w", "-S"], check=False).stdout
+        except HostError:
+            continue
+        for line in listing.splitlines():
+            if re.match(rf"-A \S+ .*--comment \"?{_COMMENT}\"? ", line):
+                yield variant, line
+
+
+def _as_it_comes_to(chain: Chain, packet: Packet) -> Packet:
+    """Return the packet with what is known of it where a chain meets it: its mark, its connection."""
+    mark = 0
+    if chain.hook in ("input", "postrouting") or (chain.hook == "prerouting" and chain.priority > _GUARD):
+        mark = VETTED
+    if chain.hook == "postrouting" or (chain.hook == "forward" and chain.priority > _FORWARD):
+        mark = VETTED | PASSED
+    if chain.hook == "output":
+        mark = 0
+    known = {**packet, "mark": str(mark)}
+    return known if chain.priority > _TRACKED else {k: v for k, v in known.items() if not k.startswith("ct ")}
+
+
+def _without(packet: Packet, *keys: str) -> Packet:
+    return {name: value for name, value in packet.items() if name not in keys}
+
+
+def words(trouble: Trouble) -> str:
+    """Return what a chain does to machines, as a sentence."""
+    chain = trouble.chain
+    which = f"the chain {chain.name} of {chain.family} {chain.table}"
+    if trouble.tool != "nft":
+        which = f"{trouble.tool}'s chain {chain.name} (table {chain.table})"
+    does = "drops" if trouble.certain else "may drop"
+    return f"{which} {does} {trouble.way.what}: {trouble.by}"
+
+
+def fix(trouble: Trouble, bridge: str) -> str:
+    """Return the command that lets machines pass a chain."""
+    chain = trouble.chain
+    if trouble.tool != "nft":
+        if trouble.by.startswith("-A ") and bridge in trouble.by.split():
+            return f"sudo {trouble.tool} -t {chain.table} -D {trouble.by.removeprefix('-A ')}"
+        if chain.table == "filter":
+            return "sudo vmm reconcile"
+        rule = " ".join(trouble.way.iptables)
+        return f"sudo {trouble.tool} -t {chain.table} -I {chain.name} {rule} -j ACCEPT"
+    if chain.table == "firewalld":
+        add = f"sudo firewall-cmd --permanent --zone=trusted --add-interface={bridge}"
+        return f"{add} && sudo firewall-cmd --reload"
+    rule = f"{chain.family} {chain.table} {chain.name} {trouble.way.nft}"
+    return f"sudo nft 'insert rule {rule}'"
+
+
+def merged(troubles: Sequence[Trouble]) -> list[Trouble]:
+    """Return one trouble for each chain and each thing that it drops, the certain ones before the others."""
+    seen: dict[tuple[str, str, str, str, str], Trouble] = {}
+    for trouble in sorted(troubles, key=lambda each: not each.certain):
+        chain = trouble.chain
+        seen.setdefault((trouble.tool, chain.family, chain.table, chain.name, trouble.way.what), replace(trouble))
+    return list(seen.values())

@@ -6,6 +6,9 @@ a machine, and nothing for one, go on without that mark. So a ruleset that someo
 
 from __future__ import annotations
 
+import re
+from zlib import crc32
+
 from vmm import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ METADATA = (
     "100.100.100.200",
 )
 
+_STAMP = "is_this"
 _DNS = "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53"
 
 _TABLES = """
@@ -38,6 +42,8 @@ delete table bridge vmm
 table ip vmm {{
   chain {owner} {{
   }}
+  # Only these very rules have a set of this name: what is added on the condition that they stand, is added to it too.
+  set {stamp} {{ type mark; }}
   set machines {{ type ipv4_addr; }}
   set own {{ type ipv4_addr . ipv4_addr; }}
   set uplinks {{ type ifname; }}
@@ -181,7 +187,9 @@ table ip6 vmm {{
 
 def rendered(*, owner: str, bridge: str, subnet: Subnet, allowed: Sequence[str], connections: int, ipv6: bool) -> str:
     """Return the commands that put the tables there anew, without elements. `allowed` are networks (CIDR)."""
-    return (_TABLES + (_TABLES_6 if ipv6 else "")).format(
+    text = _TABLES + (_TABLES_6 if ipv6 else "")
+    text = text.format(
+        stamp=_STAMP,
         owner=owner,
         bridge=bridge,
         subnet=subnet.cidr,
@@ -193,6 +201,13 @@ def rendered(*, owner: str, bridge: str, subnet: Subnet, allowed: Sequence[str],
         vetted=VETTED,
         passed=PASSED,
     )
+    return text.replace(_STAMP, stamp(text))
+
+
+def stamp(text: str) -> str:
+    """Return the name of the set that tells these tables from those of another configuration, or of another release."""
+    found = re.search(r"set (is_[0-9a-f]{8}) ", text)
+    return found[1] if found else f"is_{crc32(text.encode()):08x}"
 
 
 def removal(*, ipv6: bool) -> str:

@@ -173,12 +173,12 @@ def _look_at_disk_in_use(site: Site, machine: Machine) -> list[Repair]:
 
 def mend_network(site: Site) -> list[Repair]:
     """Make bridge, firewall and taps what the running machines need; what was mended is remembered as one event."""
-    found = _network_differences(site)
+    found = network_differences(site)
     if not found:
         return []
     site.network.restore()
     # A tap that is gone is lost to the engine that had it open: only the machine's own restart brings another.
-    stays = set(_network_differences(site))
+    stays = set(network_differences(site))
     repairs = [Repair(subject="network", what=what, done=what not in stays) for what in found]
     mended = [repair.what for repair in repairs if repair.done]
     if mended:
@@ -192,10 +192,12 @@ def mend_network(site: Site) -> list[Repair]:
 
 def _mend_host(site: Site) -> list[Repair]:
     """Mend what machines need of their host; what vmm cannot mend is said, with the command that does."""
-    if not any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine)):
-        # Nothing runs that needs it: the next start looks, and setup and doctor say what it will find.
+    live = any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine))
+    if not live and not site.network.is_set_up():
+        # Nothing needs it yet: the first start makes what it needs, and says what is in its way.
         return []
-    answers = site.facts.mend(Moment.LOOK)
+    # The rules and taps are told one by one, above.
+    answers = site.facts.mend(Moment.LOOK, but=("rules",))
     told = [answer for answer in answers if answer.standing is not Standing.OK]
     return [Repair(subject="host", what=_words(answer), done=answer.mended) for answer in told]
 
@@ -214,7 +216,8 @@ def _is_held(site: Site, name: str) -> bool:
         return True
 
 
-def _network_differences(site: Site) -> list[str]:
+def network_differences(site: Site) -> list[str]:
+    """Return what of rules and taps is not as the machines that run need it, but for what a command is at work on."""
     before = _known(site)
     # What waits for its restart gets its tap and rules with it.
     machines = [(machine, forwards) for machine, forwards in before.values() if not is_waiting(machine)]

@@ -12,7 +12,7 @@ from vmm.model.clock import now
 from vmm.model.command_line import command_line
 from vmm.model.engine import BootPlan, Disk
 from vmm.model.event import EventKind, Happening
-from vmm.model.facts import Moment, Standing
+from vmm.model.facts import Standing
 from vmm.model.lifecycle import LIVE, Verb, check_legal, is_needed, is_waiting
 from vmm.model.machine import (
     NO_LIMITS,
@@ -28,6 +28,9 @@ from vmm.operations.clear import adopt, clear_away
 from vmm.operations.observe import find_engine, observed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.model.facts import Answer
     from vmm.model.site import Site
 
 # The engine's own start takes tens of milliseconds (lab notes: 46 ms); this bounds one that hangs.
@@ -83,23 +86,32 @@ def start(site: Site, name: str, mode: Mode = DEFAULT) -> Started:
         GuestError: the engine runs, but the guest's ssh did not answer within `timeout_s`; it goes on running.
     """
     began = time.monotonic()
-    units = site.units if mode.owner is None else None
-    if units is None:
-        machine, already = _begin(site, name, mode, boot=True)
-    else:
-        # Its own lock: the start within the unit takes the machine's, and of two that ask for it one must wait.
-        with site.store.lock(f".unit-{name}"):
-            machine, already = _begin(site, name, mode, boot=False)
-            if not already:
-                units.start(machine, overcommit=mode.overcommit)
-                machine = observed(site, site.store.machine(name))
-    unwatched = _watch(site)
+    # Of what is asked within a unit nobody reads the answers, and for a restart by itself nobody waits.
+    asks = mode.owner is not Owner.UNIT and not mode.again
+    with site.facts.beside_start() if asks else contextlib.nullcontext(_nothing) as answers:
+        machine, already = _boot_or_find(site, name, mode)
+        unwatched = _watch(site)
+        host = _host_warnings(answers())
     if mode.wait is Wait.SSH:
         from vmm.operations.until_ssh import await_ssh
 
         await_ssh(site, machine, timeout_s=mode.timeout_s or SSH_TIMEOUT_S)
-    warnings = unwatched if already else (*_warnings(site, machine), *unwatched)
+    warnings = (*(() if already else _warnings(site, machine)), *host, *unwatched)
     return Started(machine=machine, already=already, seconds=time.monotonic() - began, warnings=warnings)
+
+
+def _boot_or_find(site: Site, name: str, mode: Mode) -> tuple[Machine, bool]:
+    """Return the machine that runs, and whether it ran already."""
+    units = site.units if mode.owner is None else None
+    if units is None:
+        return _begin(site, name, mode, boot=True)
+    # Its own lock: the start within the unit takes the machine's, and of two that ask for it one must wait.
+    with site.store.lock(f".unit-{name}"):
+        machine, already = _begin(site, name, mode, boot=False)
+        if not already:
+            units.start(machine, overcommit=mode.overcommit)
+            machine = observed(site, site.store.machine(name))
+    return machine, already
 
 
 def _watch(site: Site) -> tuple[str, ...]:
@@ -145,7 +157,9 @@ def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
     process: ProcessIdentity | None = None
     spawning = False
     try:
-        with site.network.attaching(machine.lease, site.store.forwards(name), uid=site.uid_of(machine)):
+        resolvers = machine.spec.dns or site.resolvers()
+        forwards = site.store.forwards(name)
+        with site.network.attaching(machine.lease, forwards, uid=site.uid_of(machine), resolvers=resolvers):
             engine = site.engine(machine.spec.engine)
             plan = _plan(site, machine, supervision)
             started_at = now()
@@ -267,12 +281,15 @@ def _warnings(site: Site, machine: Machine) -> tuple[str, ...]:
         with contextlib.suppress(StateError):
             if site.store.note_once(f"warned: {hole}"):
                 said.append(f"{hole} Get a newer release: sudo vmm setup --force (vmm doctor keeps naming it).")
-    return (*said, *_host_warnings(site))
+    return tuple(said)
 
 
-def _host_warnings(site: Site) -> list[str]:
+def _nothing() -> tuple[Answer, ...]:
+    return ()
+
+
+def _host_warnings(answers: Sequence[Answer]) -> list[str]:
     """Return what of this host keeps the machine from what it needs, and could not be mended."""
-    answers = site.facts.mend(Moment.START)
     wrong = [answer for answer in answers if answer.standing is Standing.NOT_OK and not answer.mended]
     return [f"{answer.name}: {answer.proof}. To mend it: {answer.fix}" for answer in wrong]
 

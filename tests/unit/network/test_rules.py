@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from vmm.model.network import Lease, PortForward, Protocol, checked_subnet, lease_for
-from vmm.network import conntrack, firewall, links, others
-from vmm.network.dns import FALLBACK, host_resolvers
+from vmm.network import conntrack, firewall, links
+from vmm.network.dns import FALLBACK, host_resolution
 from vmm.network.firewall import Firewall
+from vmm.network.forwarding import Forwarding
 from vmm.network.host_network import HostNetwork
+from vmm.network.others import Others
 
 LEASE = lease_for(IPv4Address("172.16.0.2"))
 OTHER = lease_for(IPv4Address("172.16.0.3"))
@@ -30,8 +32,8 @@ SUBNET = checked_subnet("172.16.0.0/16", "172.16.0.1")
 def test_resolvers_that_a_guest_can_reach(tmp_path: Path, own: str, behind: str, expected: tuple[str, ...]) -> None:
     (tmp_path / "own").write_text(own)
     (tmp_path / "behind").write_text(behind)
-    assert host_resolvers(tmp_path / "own", tmp_path / "behind") == expected
-    assert host_resolvers(tmp_path / "none", tmp_path / "nor this") == FALLBACK
+    assert host_resolution(tmp_path / "own", [tmp_path / "behind"]).servers == expected
+    assert host_resolution(tmp_path / "none", [tmp_path / "nor this"]).servers == FALLBACK
 
 
 @pytest.fixture
@@ -75,6 +77,14 @@ def test_what_is_not_there_can_be_taken_away(said: list[str]) -> None:
     assert {line.split()[2] for line in added} == {"ip", "bridge"}
 
 
+def leave_the_host_alone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HostNetwork, "_take_bridge", lambda self, owner, **_: None)
+    patch.setattr(Forwarding, "turn_on", lambda self, published: None)
+    patch.setattr(Others, "accept", lambda self: None)
+    patch.setattr(links, "route_localnet", lambda bridge, *, on: None)
+    patch.setattr(conntrack, "forget_before", lambda lease, forwards: None)
+
+
 @pytest.mark.fault(2, 29)
 def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
     said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -83,10 +93,7 @@ def test_who_is_admitted_while_the_tables_are_replaced_is_in_them(
     forward = PortForward(machine="m", protocol=Protocol.TCP, host_port=80, guest_port=80)
     reads = [[(LEASE, [])], [(LEASE, [forward]), (OTHER, [])], [(LEASE, [forward]), (OTHER, [])]]
     (tmp_path / "state").mkdir()
-    monkeypatch.setattr(HostNetwork, "_take_bridge", lambda self, owner, **_: None)
-    monkeypatch.setattr(others, "accept_where_they_drop", lambda: None)
-    monkeypatch.setattr(links, "route_localnet", lambda bridge, *, on: None)
-    monkeypatch.setattr(conntrack, "forget_before", lambda lease, forwards: None)
+    leave_the_host_alone(monkeypatch)
 
     def running() -> list[tuple[Lease, list[PortForward]]]:
         return reads.pop(0)
@@ -105,10 +112,7 @@ def test_what_has_not_changed_is_replaced_once(
     said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "state").mkdir()
-    monkeypatch.setattr(HostNetwork, "_take_bridge", lambda self, owner, **_: None)
-    monkeypatch.setattr(others, "accept_where_they_drop", lambda: None)
-    monkeypatch.setattr(links, "route_localnet", lambda bridge, *, on: None)
-    monkeypatch.setattr(conntrack, "forget_before", lambda lease, forwards: None)
+    leave_the_host_alone(monkeypatch)
     network = HostNetwork(
         bridge_name="b", subnet=SUBNET, host_interface=None, data_dir=tmp_path, running=lambda: [(LEASE, [])]
     )

