@@ -9,6 +9,7 @@ from vmm.cli.progress import Silent
 from vmm.config import Config, Paths, load
 from vmm.errors import ConfigError, UsageError
 from vmm.host import process
+from vmm.host.reading import read_bytes
 from vmm.images import packages, sources
 from vmm.images.packed import packing_of
 from vmm.images.unpack import unpack
@@ -74,13 +75,13 @@ def test_a_links_name_adds_no_rule(tmp_path: Path, link: str) -> None:
         if key == "host_interface" and not link:
             continue
         with pytest.raises(ConfigError, match="cannot be the name"):
-            load(data_dir=tmp_path, file=config)
+            load(data_dir=tmp_path, file=config, read=read_bytes)
 
 
 def test_a_configuration_file_is_known_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What vmm starts reads it too, in another directory, and not as an option."""
     monkeypatch.chdir(tmp_path)
     Path("-c.toml").write_text("")
-    found = load(data_dir=Path("-d"), file=Path("-c.toml"))
+    found = load(data_dir=Path("-d"), file=Path("-c.toml"), read=read_bytes)
     assert isinstance(found, Config)
     assert (found.file, found.paths) == (tmp_path / "-c.toml", Paths(data_dir=tmp_path / "-d"))
