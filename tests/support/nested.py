@@ -188,10 +188,10 @@ def a_nested_host(recipe: Recipe, name: str, directory: Path, *, memory_mib: int
     """Give a host with virtualization, vmm of this checkout in it; nothing of it stays."""
     image = nested_image.image(recipe)
     with a_host(name, directory) as host, the_world(host) as world:
-        host.vmm("kernel", "import", str(image.kernel), "--modules", str(image.modules), "--name", NAME, timeout=300)
-        host.vmm("image", "import", str(image.root), "--name", NAME, timeout=300)
+        host.vmm("kernel", "import", str(image.kernel), "--modules", str(image.modules), "--name", NAME, timeout=900)
+        host.vmm("image", "import", str(image.root), "--name", NAME, timeout=900)
         host.vmm("create", NAME, "--image", NAME, "--kernel", NAME, "--engine", "qemu", "--cpus", "2",
-                 "--memory", str(memory_mib), "--restart", "no", timeout=300)  # fmt: skip
+                 "--memory", str(memory_mib), "--restart", "no", timeout=900)  # fmt: skip
         control = Path(f"/run/{name}.ssh")  # a socket's path is short
         nested = Nested(host=host, world=world, control=control, machine_id=host.machine(NAME)["id"])
         try:

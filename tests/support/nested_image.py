@@ -142,12 +142,13 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _base_of(recipe: Recipe) -> list[str]:
-    return [recipe.suite, *_PACKAGES, *recipe.packages, *_LEFT_OUT]
+    # This file as well: what it once put into a tree, and no longer does, is to be gone.
+    return [recipe.name, Path(__file__).read_text()]
 
 
 def _all_of(recipe: Recipe) -> list[str]:
     library = [(LIBRARY / "stamp").read_text(), (LIBRARY / "packages/stamp").read_text()]
-    return [*_base_of(recipe), *map(str, recipe.files), *map(str, recipe.links), *library, Path(__file__).read_text()]
+    return [*_base_of(recipe), *library]
 
 
 def _fingerprint(parts: list[str]) -> str:

@@ -101,20 +101,20 @@ def test_systemctl_stop_of_its_unit_is_a_clean_stop(nested: Nested) -> None:
 
 
 def test_limits_are_in_force_on_its_unit_and_its_stop_needs_none_of_them(nested: Nested) -> None:
-    nested.vmm("set", "fc", "--cpu-limit", "0.5", "--memory-limit", "32", "--pids-limit", "16", "--io-write-bps", "2M")
+    nested.vmm("set", "fc", "--cpu-limit", "0.8", "--memory-limit", "32", "--pids-limit", "16", "--io-write-bps", "2M")
     nested.start("fc")
     group = f"{GROUP}/{unit_name(nested)}"
     assert nested.guest("fc", "cat /root/note") == "written"
     read = nested.shell(f"cd {group} && cat cpu.max memory.max memory.swap.max pids.max io.max").splitlines()
-    assert read[:4] == ["50000 100000", str((512 + 32) << 20), "0", "16"]
+    assert read[:4] == ["80000 100000", str((512 + 32) << 20), "0", "16"]
     assert "wbps=2097152" in read[4]
-    # The kernel holds it: half a CPU at most while the guest could take a whole one.
+    # The kernel holds it, while the guest could take a whole one.
     nested.guest("fc", "(while :; do :; done) >/dev/null 2>&1 </dev/null & sleep 1")
     used = "grep usage_usec cpu.stat | cut -d' ' -f2"
     taken = nested.shell(
         f"cd {group}; b=$(date +%s%N); a=$({used}); sleep 4; c=$({used}); e=$(date +%s%N); echo $(((c-a)*100000/(e-b)))"
     )
-    assert 20 < int(taken) < 60, f"it took {taken} % of a CPU"
+    assert 20 < int(taken) < 90, f"it took {taken} % of a CPU"
     # What a guest flushes is throttled as well.
     nested.guest("fc", "pkill -f 'while :' ; true", check=False)
     began = nested.shell("date +%s%N")
