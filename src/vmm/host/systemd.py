@@ -19,6 +19,8 @@ UNIT = "vmm.service"
 _SLICE = "vmm.slice"
 # Longer than any start takes; what hangs is ended by the start's own bounds.
 _START_S = 180.0
+# What systemd-run says of a name that a unit has.
+_THERE = "was already loaded or has a fragment file"
 # What a guest has to shut down when systemd stops its machine, and what systemd waits for that.
 UNIT_STOP_S = 60.0
 _STOP_S = 90
@@ -111,6 +113,12 @@ class MachineUnits(Value):
             "--", *start, *(["--overcommit"] if overcommit else []), machine.name,
         ]  # fmt: skip
         done = process.run(argv, timeout_s=_START_S, check=False)
+        if _THERE in done.words:
+            # Meanwhile systemd starts it by itself (its guest has rebooted, its policy says so): this is that start.
+            done = process.run(["systemctl", "start", unit_of(machine)], timeout_s=_START_S, check=False)
+            if done.code != 0 and not note.exists():
+                # Gone again, as one that nobody had asked for.
+                done = process.run(argv, timeout_s=_START_S, check=False)
         if done.code != 0 or note.exists():
             self.stop(machine)
             raise _told(note, machine.name, done.words)

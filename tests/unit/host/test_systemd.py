@@ -153,6 +153,26 @@ def test_what_kept_a_unit_from_starting_is_what_is_raised(
     assert not (tmp_path / "units" / "m.error").exists()
 
 
+@pytest.mark.parametrize("gone_again", [False, True])
+def test_a_unit_that_systemd_starts_itself_at_that_moment_is_the_one_that_was_asked_for(
+    tmp_path: Path, said: list[list[str]], monkeypatch: pytest.MonkeyPatch, gone_again: bool
+) -> None:
+    """Its guest has just rebooted, or its policy has it started again: `vmm start` comes to the same."""
+    run = systemd.process.run
+    there = "Failed to start transient service unit: Unit x.service was already loaded or has a fragment file."
+
+    def busy(argv, **how):
+        first = argv[0] == "systemd-run" and not any(line[0] == "systemd-run" for line in said)
+        run(argv, **how)
+        code = 1 if first or (gone_again and argv[:2] == ["systemctl", "start"]) else 0
+        return process.Completed(argv=tuple(argv), code=code, stdout="", stderr=there if first else "")
+
+    monkeypatch.setattr(systemd.process, "run", busy)
+    units(tmp_path).start(a_machine("m"), overcommit=False)
+    last = [["systemd-run", "-q"]] if gone_again else []
+    assert [argv[:2] for argv in said] == [["systemctl", "stop"], ["systemd-run", "-q"], ["systemctl", "start"], *last]
+
+
 @pytest.mark.parametrize("note", [None, "", "no JSON", '{"brief": "x"}'])
 def test_a_unit_that_did_not_start_and_left_no_words_is_told_in_systemds(
     tmp_path: Path, said: list[list[str]], monkeypatch: pytest.MonkeyPatch, note: str | None
