@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -292,6 +294,28 @@ def test_the_host_and_its_cloud_are_out_of_the_guests_reach(dev: Host, world: st
             code = dev.guest("dev", f"curl -s --max-time 2 http://{target}/ >/dev/null; echo $?")
             assert code == "28", target  # timed out: dropped
     assert dev.guest("dev", "ping -c1 -W2 172.16.0.1 >/dev/null; echo $?") == "0"
+
+
+@pytest.mark.fault(41)
+def test_while_the_rules_are_gone_a_guest_finds_nothing_open_and_all_is_back_afterwards(dev: Host, world: str) -> None:
+    """Whoever flushes the ruleset cuts machines off as well: so the guest tries by itself, and is asked afterwards."""
+    targets = ("172.16.0.1:9099", f"{OUTSIDE_HOST}:9099", f"{METADATA}:80")
+    tries = "; ".join(f"curl -s -m 1 http://{target}/" for target in targets)
+    probe = f"while [ ! -e /root/enough ]; do {tries}; echo tried; done >/root/heard 2>&1"
+    (supervisor,) = dev.supervisors()
+    with serving(dev.namespace, "-c", WEB, "host", "9099"), serving(world, "-c", WEB, "cloud", "80"):
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            dev.guest("dev", f"nohup sh -c '{probe}' </dev/null >/dev/null 2>&1 &")
+            dev.run("nft", "flush", "ruleset")
+            time.sleep(8)
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        wait_for(lambda: "chain guard" in dev.run("nft", "list", "ruleset").stdout, what="the rules")
+        heard = dev.guest("dev", "touch /root/enough; cat /root/heard").splitlines()
+        # The web server of the world is reached again.
+        assert dev.guest("dev", f"curl -sf --retry 5 --retry-connrefused http://{OUTSIDE_WORLD}/").startswith("cloud")
+    assert set(heard) == {"tried"}
 
 
 @pytest.mark.fault(36)
