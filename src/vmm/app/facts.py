@@ -25,10 +25,13 @@ RULES = "rules"
 
 def facts_of(site: HostSite) -> tuple[Fact, ...]:
     """Return every fact of this host, in the order in which they are told and mended."""
+    return (*_of_the_host(site), *_of_links(site), *_of_rules(site))
+
+
+def _of_the_host(site: HostSite) -> tuple[Fact, ...]:
     from vmm.host import facts as host
     from vmm.network import facts as network
 
-    net = site.network
     return (
         Fact(
             name="data directory",
@@ -54,6 +57,14 @@ def facts_of(site: HostSite) -> tuple[Fact, ...]:
             first=Moment.WATCH,
             ask=lambda: network.resolvers(site.defaults.dns),
         ),
+    )
+
+
+def _of_links(site: HostSite) -> tuple[Fact, ...]:
+    from vmm.network import facts as network
+
+    net = site.network
+    return (
         Fact(
             name="bridge",
             question="Is the machines' bridge up, with its address?",
@@ -72,9 +83,17 @@ def facts_of(site: HostSite) -> tuple[Fact, ...]:
             name="link managers",
             question="Do networkd and NetworkManager leave the machines' links alone?",
             first=Moment.LOOK,
-            ask=lambda: network.managers(site.network),
-            mend=site.network.tell_managers,
+            ask=lambda: network.managers(net),
+            mend=net.tell_managers,
         ),
+    )
+
+
+def _of_rules(site: HostSite) -> tuple[Fact, ...]:
+    from vmm.network import facts as network
+
+    net = site.network
+    return (
         Fact(
             name="forward policy",
             question="Does no other firewall drop what machines need?",

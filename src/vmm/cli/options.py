@@ -31,6 +31,7 @@ class Settings:
 
     def site(self, *, read_only: bool = False) -> HostSite:
         from vmm.app import open_site
+        from vmm.cli.output import complain
 
         if not read_only:
             from vmm.cli.signals import end_in_good_order
@@ -45,7 +46,7 @@ class Settings:
         def tell(what: str) -> None:
             if what not in told:
                 told.add(what)
-                click.echo(f"vmm: {what}", err=True)
+                complain(f"vmm: {what}")
 
         site = open_site(data_dir=self.data_dir, config_file=self.config_file, read_only=read_only, tell=tell)
         site.revive_supervisor()

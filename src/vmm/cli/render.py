@@ -27,13 +27,8 @@ to_json = as_json
 def machine_facts(record: MachineView | UnreadableRecord | Stray) -> dict[str, object]:
     """Return a machine under the keys that users of the original know, and vmm's own."""
     if isinstance(record, Stray):
-        return {
-            "id": record.id,
-            "name": record.name,
-            "state": "unrecorded",
-            "reason": record.problem,
-            "pid": record.pid,
-        }
+        facts = {"id": record.id, "name": record.name, "state": "unrecorded"}
+        return {**facts, "reason": record.problem, "pid": record.pid}
     if isinstance(record, UnreadableRecord):
         return {"name": record.name, "state": "unreadable", "reason": record.problem}
     machine, spec = record.machine, record.machine.spec

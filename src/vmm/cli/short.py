@@ -8,7 +8,6 @@ the parser, which does the same with the same parts.
 from __future__ import annotations
 
 import gc
-import sys
 
 from vmm import TYPE_CHECKING
 from vmm.cli.ending import guarded
@@ -44,6 +43,7 @@ def run_short(arguments: Sequence[str]) -> int | None:
 def _list(output: str) -> int:
     from vmm.app import open_site
     from vmm.cli import render
+    from vmm.cli.output import complain
     from vmm.operations.observe import view_all
 
     told: set[str] = set()
@@ -51,7 +51,7 @@ def _list(output: str) -> int:
     def tell(what: str) -> None:
         if what not in told:
             told.add(what)
-            sys.stderr.write(f"vmm: {what}\n")
+            complain(f"vmm: {what}")
 
     site = open_site(read_only=True, tell=tell)
     render.machines(view_all(site), output)

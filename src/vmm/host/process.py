@@ -13,6 +13,7 @@ from pathlib import Path
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.host import identity
+from vmm.host.talk import Talk
 from vmm.model.text import harmless
 from vmm.model.value import Value
 
@@ -28,10 +29,8 @@ _PROXIES = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no
 _TIMEOUT_S = 60.0
 _MOMENT_S = 2.0
 # What is kept of what a program says; the longest known is nft's list of ten thousand machines. One that says more is
-# ended; of complaints the newest are kept.
+# ended.
 _MOST_BYTES = 64 * 1024 * 1024
-_MOST_COMPLAINTS = 64 * 1024
-_PIPE_BYTES = 4096  # PIPE_BUF: what a pipe that is ready takes without making us wait
 # Held while a program is started. Until it execs, a child has open what any of our threads has, close-on-exec or not:
 # whoever opens what must be closed when they close it (a tap, which is busy else) holds this meanwhile.
 forking = _thread.allocate_lock()
@@ -182,9 +181,9 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
 
 def _communicated(
     child: subprocess.Popen[bytes], argv: Sequence[str], stdin: bytes, *, timeout_s: float, most_bytes: int
-) -> _Talk:
+) -> Talk:
     """Give a child its input, and return what it said; it is ended when that is cut short, or is too much."""
-    talk = _Talk(child, stdin, most_bytes=most_bytes)
+    talk = Talk(child, stdin, most_bytes=most_bytes)
     deadline = time.monotonic() + timeout_s
     with child:
         try:
@@ -205,66 +204,6 @@ def _communicated(
             resolution="Run the command by hand to see what it says, then try again.",
         )
     return talk
-
-
-class _Talk:
-    """What goes to a child and comes from it, by pipes, and is bounded: subprocess's own takes what comes."""
-
-    def __init__(self, child: subprocess.Popen[bytes], stdin: bytes, *, most_bytes: int) -> None:
-        import select
-
-        self.said = bytearray()
-        self.complained = bytearray()
-        self.is_too_long = False
-        self._most_bytes = most_bytes
-        self._rest = memoryview(stdin)
-        self._child = child
-        self._poller = select.poll()
-        self._open: dict[int, IO[bytes]] = {}
-        # An empty input is an end of file at once: what /dev/null would give.
-        for pipe in (child.stdin, child.stdout, child.stderr):
-            if pipe is not None:
-                self._poller.register(pipe, select.POLLOUT if pipe is child.stdin else select.POLLIN)
-                self._open[pipe.fileno()] = pipe
-        if not stdin and child.stdin is not None:
-            self._close(child.stdin)
-
-    def goes_on(self) -> bool:
-        return bool(self._open) and not self.is_too_long
-
-    def step(self, timeout_s: float) -> None:
-        """Pass on what is ready; wait for it no longer than that."""
-        for fd, _ in self._poller.poll(timeout_s * 1000):
-            pipe = self._open[fd]
-            if pipe is self._child.stdin:
-                self._give(pipe)
-            else:
-                self._take(pipe)
-
-    def _give(self, pipe: IO[bytes]) -> None:
-        try:
-            self._rest = self._rest[os.write(pipe.fileno(), self._rest[:_PIPE_BYTES]) :]
-        except BrokenPipeError:
-            self._rest = self._rest[:0]
-        if not self._rest:
-            self._close(pipe)
-
-    def _take(self, pipe: IO[bytes]) -> None:
-        part = os.read(pipe.fileno(), 64 * 1024)
-        if not part:
-            self._close(pipe)
-        elif pipe is self._child.stdout:
-            self.said += part
-            self.is_too_long = len(self.said) > self._most_bytes
-        else:
-            self.complained += part
-            del self.complained[:-_MOST_COMPLAINTS]
-
-    def _close(self, pipe: IO[bytes]) -> None:
-        del self._open[pipe.fileno()]
-        self._poller.unregister(pipe)
-        with contextlib.suppress(BrokenPipeError):
-            pipe.close()
 
 
 class Streams(Value):

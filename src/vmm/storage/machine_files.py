@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vmm.config import Paths
     from vmm.model.image import Image, Kernel
     from vmm.model.machine import Machine
+    from vmm.model.machine_files import WriteInitrd
     from vmm.model.network import PortForward
-    from vmm.model.site import WriteInitrd
 
 # A console is turned over at this size: what was written is kept as NAME.console.1, so 16 MiB a machine at most.
 CONSOLE_BYTES = 8 * 1024 * 1024

@@ -175,7 +175,10 @@ def test_an_engine_is_known_by_its_own_socket_whichever_way_it_was_started() -> 
     both = FirecrackerEngine(binary=Path("/x")).markers(machine_id=machine_id, socket=socket)
     # A machine's jail may have been taken off while it ran under it.
     assert both == (f"/{machine_id}.sock", str(socket))
-    assert QemuEngine(binary=Path("/x"), kvm=False).markers(machine_id=machine_id, socket=socket) == (str(socket),)
+    assert QemuEngine(binary=Path("/x"), kvm=False).markers(machine_id=machine_id, socket=socket) == (
+        "00000000-0000-0000-0000-000000000000",
+        str(socket),
+    )
 
 
 @pytest.mark.fault(27)

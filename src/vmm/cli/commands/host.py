@@ -105,11 +105,12 @@ def teardown_command() -> None:
     """Take bridge, taps and firewall tables off this host."""
     from vmm.app import require_root
     from vmm.app.setup import teardown
+    from vmm.cli.output import complain
 
     require_root("teardown")
     left = teardown(settings().site())
     for what in left:
-        click.echo(what, err=True)
+        complain(what)
     if not left:
         settings().say("Bridge, taps and firewall tables are gone.")
 
