@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from vmm import TYPE_CHECKING
+import os
+import sqlite3
+import time
+
 from vmm.errors import StateError
 
-if TYPE_CHECKING:
-    import sqlite3
-
 VERSION = 2
+
+# Whoever has not come to write by then, while others did, is told.
+_TURN_S = 60.0
 
 # Uniqueness is the database's work, not a scan's. Addresses are integers: they sort, and compare without parsing.
 _CREATE = """
@@ -86,7 +89,7 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
     version = read_version(connection, path)
     while version < VERSION:
         # executescript would commit first and run outside of a transaction; two processes may migrate at once.
-        connection.execute("BEGIN IMMEDIATE")
+        begin(connection, path)
         try:
             version = read_version(connection, path)
             if version < VERSION:
@@ -100,6 +103,32 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+
+def begin(connection: sqlite3.Connection, path: str) -> None:
+    """Begin to write. A plain BEGIN would fail where two processes read first and then both want to write.
+
+    SQLite's writers try again and again, and chance says whose turn it is: on a slow disk others may come first for
+    longer than SQLite waits. While they do commit nobody holds the database, and it is waited for.
+    """
+    deadline = time.monotonic() + _TURN_S
+    while True:
+        before = _written_ns(path)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline or _written_ns(path) == before:
+                raise
+        else:
+            return
+
+
+def _written_ns(path: str) -> int:
+    """Return when the database was last written; 0 for one that is only in memory."""
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116  # as it was given
+    except FileNotFoundError:
+        return 0
 
 
 def read_version(connection: sqlite3.Connection, path: str) -> int:

@@ -12,7 +12,7 @@ from vmm.model.machine import Machine, MachineSpec, MachineState, ProcessIdentit
 from vmm.model.network import PortForward, Subnet, free_address, lease_for
 from vmm.model.text import MOST_LETTERS, harmless
 from vmm.model.value import Value
-from vmm.storage import readable, rows, trouble
+from vmm.storage import readable, rows, schema, trouble
 from vmm.storage.opening import BUSY_S, Opening
 
 if TYPE_CHECKING:
@@ -313,8 +313,7 @@ class SqliteStore(Value):
         """One write transaction: committed when the block ends well, rolled back otherwise."""
         told = trouble.told(self.path, busy_s=BUSY_S)
         with told, _in_turn(), contextlib.closing(self._opening.for_writing()) as connection:
-            # A plain BEGIN would fail where two processes read first and then both want to write.
-            connection.execute("BEGIN IMMEDIATE")
+            schema.begin(connection, str(self.path))
             try:
                 yield connection
                 readable.announce(self.path)

@@ -1,5 +1,8 @@
+import contextlib
 import multiprocessing
 import sqlite3
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -211,6 +214,37 @@ def test_twenty_processes_at_once_get_leases_of_their_own(tmp_path: Path) -> Non
     machines = SqliteStore(path=tmp_path / "vmm.db", locks=tmp_path / "locks").machines()
     assert len(machines) == 100
     assert len({IPv4Address(machine.lease.address) for machine in machines}) == 100
+
+
+def test_a_write_waits_for_others_as_long_as_they_commit(store: SqliteStore) -> None:
+    store.note_once("made")
+    begun = threading.Event()
+
+    def commit_again_and_again() -> None:
+        with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as connection:
+            for number in range(100):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("INSERT INTO notes VALUES (?, '')", (f"other-{number}",))
+                begun.set()
+                time.sleep(0.01)
+                connection.execute("COMMIT")
+
+    with ThreadPoolExecutor() as pool:
+        others = pool.submit(commit_again_and_again)
+        assert begun.wait(10)
+        with contextlib.closing(sqlite3.connect(store.path, isolation_level=None, timeout=0.5)) as connection:
+            schema.begin(connection, str(store.path))
+            connection.execute("ROLLBACK")
+        others.result()
+
+
+def test_one_that_holds_the_database_is_told(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.note_once("made")
+    monkeypatch.setattr("vmm.storage.opening.BUSY_S", 0.2)
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StateError, match="in use"):
+            store.note_once("mine")
 
 
 def test_a_lock_is_held_by_one(store: SqliteStore) -> None:
