@@ -35,6 +35,8 @@ _VARYING = (
     (re.compile(r"/proc/[0-9]+"), "/proc/PID"),
     (re.compile(r"/proc/self/fd/[0-9]+"), "/proc/self/fd/N"),
 )
+# Which of the two copies a commit writes for users, and what of it, depends on what the last commits wrote.
+_COPY = re.compile(r"^\w+ state/readable\.[01].*")
 # What fills a working directory, or takes a jail apart, counts as one piece of work: its first step of each kind.
 _ONE_PIECE = re.compile(r"(staging/[a-z]+-\*/tree/|(?:remove|rmdir) jails/[a-z]+/ID/root/).+")
 _SQL_WRITES = re.compile(
@@ -143,7 +145,8 @@ class Failpoints:
             label = label.replace(found, shown)
         label = steady(label)
         label, in_piece = _ONE_PIECE.subn(r"\1...", label)
-        once = once or in_piece > 0
+        label, in_copy = _COPY.subn("write state/readable.*", label)
+        once = once or in_piece > 0 or in_copy > 0
         with self._lock:
             number = self._count[label] = self._count.get(label, 0) + 1
             key = label if number == 1 else f"{label} #{number}"

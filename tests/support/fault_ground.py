@@ -34,8 +34,9 @@ _HISTORY_ROWS = re.compile(r"INSERT INTO \"(events|meta|notes|sqlite_sequence)\"
 # Times, pids, ticks: what a number says is seen elsewhere.
 _NUMBERS = re.compile(r"[0-9]{3,}[0-9:TZ-]*")
 # Copies of the database that a migration kept, and the journal of a write that was cut off, which the next one uses.
-# The reserve is made again by the next write that finds the room for it.
-_OF_THE_DATABASE = re.compile(r"state/(backups(/vmm-[^/]*)?|vmm\.db-journal|reserve)")
+# The reserve is made again by the next write that finds the room for it. Of the two copies for users each commit writes
+# the one that the last did not.
+_OF_THE_DATABASE = re.compile(r"state/(backups(/vmm-[^/]*)?|vmm\.db-journal|reserve|readable\.[01])")
 _ID = re.compile(r"[0-9a-f]{32}")
 
 

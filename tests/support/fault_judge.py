@@ -6,6 +6,7 @@ import re
 from failpoints import KILLED, Fault, Kind, Mode
 from fault_runner import Ended
 
+_SETS_OF_MACHINES = {"machines", "own", "ports", "ports_at", "senders"}
 # A SIGTERM that comes before anything is begun ends the process by itself, which shells show as 143.
 _CODES = {Mode.INT: {130}, Mode.TERM: {143, -15}}
 
@@ -77,9 +78,13 @@ def orphans(left: dict) -> list[str]:
     wrong += [f"left: {count} rows in {table}" for table, count in left["rows"].items() if count]
     wrong += [f"left: the mount {point}" for point in left["mounts"]]
     wrong += [f"left: the cgroup {path}" for path in left["cgroups"]]
-    if '"elem"' in str(left["rules"]):
-        wrong.append("left: elements in the firewall")
-    return wrong
+    return wrong + [f"left: elements in {name} of the firewall" for name in _of_machines(left["rules"])]
+
+
+def _of_machines(rules: str) -> list[str]:
+    """Return the sets and maps with elements that are some machine's; others say what the host is."""
+    sets = [item.get("set") or item.get("map") or {} for item in json.loads(rules or "[]")]
+    return [found["name"] for found in sets if found.get("elem") and found["name"] in _SETS_OF_MACHINES]
 
 
 def is_temporary(path: str) -> bool:

@@ -43,7 +43,7 @@ table ip vmm {{
   chain {owner} {{
   }}
   # Only these very rules have a set of this name: what is added on the condition that they stand, is added to it too.
-  set {stamp} {{ type mark; }}
+  set {stamp} {{ type mark; elements = {{ 0 }}; }}
   set machines {{ type ipv4_addr; }}
   set own {{ type ipv4_addr . ipv4_addr; }}
   set uplinks {{ type ifname; }}
