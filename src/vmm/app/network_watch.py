@@ -47,6 +47,9 @@ class NetworkWatch:
     def close(self) -> None:
         if self._changes is not None:
             self._changes.close()
+        # What it puts back it must not put back later, when all is taken away.
+        if self._child is not None:
+            self._child.finish()
 
     def look(self, machines: Sequence[Machine]) -> None:
         """Look at what has changed since the last time, and have mended what is not as `machines` need it."""

@@ -1,11 +1,18 @@
 """`vmm setup`: makes a host ready, step by step; each step that was done before is found done."""
 
+import time
+
 from vmm.app import HostSite
 from vmm.app.configure import initialise
-from vmm.errors import HostError, NotFoundError
-from vmm.host import cgroups, packages
+from vmm.errors import HostError, NotFoundError, VmmError
+from vmm.host import cgroups, files, packages
+from vmm.model.lifecycle import LIVE
+from vmm.model.machine import Machine
 from vmm.model.progress import Progress
 from vmm.model.readiness import SetupRequest, SetupStep
+
+# It looks twice a second whether there is anything left to supervise, and may be at one repair.
+_SUPERVISOR_S, _POLL_S = 5.0, 0.05
 
 
 def setup(site: HostSite, request: SetupRequest, *, progress: Progress) -> tuple[SetupStep, ...]:
@@ -27,9 +34,24 @@ def setup(site: HostSite, request: SetupRequest, *, progress: Progress) -> tuple
 
 def teardown(site: HostSite) -> list[str]:
     """Take what is vmm's off the host's network, and its cgroup where no machine is in it; return what was left."""
+    _await_supervisor(site)
     left = site.network.remove_all()
     cgroups.dissolve()
     return left
+
+
+def _await_supervisor(site: HostSite) -> None:
+    """Wait for the supervisor to have gone with the last machine: it might just be putting back what is taken away."""
+    try:
+        machines = [record for record in site.store.machines() if isinstance(record, Machine)]
+    except VmmError:
+        # A database that cannot be read keeps nobody from clearing the host.
+        return
+    lock, deadline = site.config.paths.supervisor, time.monotonic() + _SUPERVISOR_S
+    while not any(machine.state in LIVE for machine in machines) and time.monotonic() < deadline:
+        if not lock.exists() or not files.is_locked(lock):
+            return
+        time.sleep(_POLL_S)
 
 
 def _programs(request: SetupRequest, progress: Progress) -> SetupStep:
