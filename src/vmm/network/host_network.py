@@ -203,8 +203,10 @@ class HostNetwork(Value):
         return self._whole_firewall().uplinks
 
     def renew_ways(self) -> None:
-        """Let machines leave by the links that lead out now, and by no other."""
-        self._whole_firewall().renew_ways()
+        """Let machines leave by the links that lead out now, and by no other, and answers come back by them."""
+        firewall = self._whole_firewall()
+        self.forwarding.turn_on(published=_is_published(self._all_forwards()), ways=firewall.uplinks)
+        firewall.renew_ways()
 
     def taps(self) -> list[str]:
         return links.taps(self._owner())
