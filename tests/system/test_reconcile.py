@@ -472,7 +472,10 @@ def test_a_firewall_that_begins_to_drop_is_noticed(two: Host) -> None:
     two.run("iptables", "-P", "FORWARD", "DROP")
     try:
         assert reconciled(two)
-        assert "-A FORWARD -i vmm-br0" in two.run("iptables", "-S", "FORWARD").stdout
+        assert (
+            "--mark 0x20000000/0x20000000 -m comment --comment vmm -j ACCEPT"
+            in two.run("iptables", "-S", "FORWARD").stdout
+        )
         assert_in_order(two)
     finally:
         two.run("iptables", "-P", "FORWARD", "ACCEPT")
