@@ -100,6 +100,8 @@ def ready(shared_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Host:
 @pytest.fixture
 def runs(ready: Host) -> Iterator[Running]:
     """The running machine, which must run on through the test, and be known and manageable after it."""
+    # Another run of pytest, as it begins, closes the directory that they share.
+    reach_for_all(ready.data_dir)
     before = Running.of(ready, "runs")
     shown, good = ready.vmm("list", "--output", "json").stdout, db(ready).read_bytes()
     yield before
