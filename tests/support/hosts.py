@@ -190,7 +190,8 @@ def a_host(name: str, directory: Path) -> Iterator[Host]:
         wait_for(lambda: host.processes() == [], timeout=10, what="the end of every process")
         assert ids.isdisjoint(cgroups.names())
         assert list((host.data_dir / "jails").glob("*/*")) == []
-        assert "vmm" not in host.run("ip", "-o", "link").stdout
+        links = host.run("ip", "-o", "link").stdout
+        assert "vmm" not in links, links
         assert "vmm" not in host.run("nft", "list", "ruleset").stdout
         assert list((host.data_dir / "vms").glob("*")) == []
         assert list((host.data_dir / "staging").glob("*")) == []

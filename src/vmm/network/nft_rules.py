@@ -39,6 +39,26 @@ def chains_of(listing: str) -> Chains:
     return {key: _chain(key, rest, tuple(rules.get(key, ()))) for key, rest in found.items()}
 
 
+def devices_in(listing: str) -> dict[tuple[str, str, str], tuple[str, ...]]:
+    """Return the devices of each base chain that `nft list chains netdev` writes, by family, table and name."""
+    found: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    family = table = chain = ""
+    for words in (line.split() for line in listing.splitlines()):
+        match words:
+            case ["table", family, table, *_]:
+                pass
+            case ["chain", chain, *_]:
+                pass
+            case ["type", _, "hook", _, "device", name, *_]:
+                found[family, table, chain] = (name.strip('"'),)
+            case ["type", _, "hook", _, "devices", "=", *rest]:
+                names = " ".join(rest).partition("{")[2].partition("}")[0]
+                found[family, table, chain] = tuple(name.strip(' "') for name in names.split(","))
+            case _:
+                pass
+    return found
+
+
 def is_of_iptables(chain: Chain) -> bool:
     """Whether a base chain is one of those that iptables-nft makes, whose rules iptables-save writes better."""
     known = chain.table in {"filter", "mangle", "raw", "security", "nat"}

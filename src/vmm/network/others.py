@@ -26,6 +26,8 @@ _COMMENT = "vmm"
 _NFT = ("nft", "-j", "list", "ruleset")
 # Without the elements of sets, of which a blocklist may have a hundred thousand.
 _NFT_TERSE = ("nft", "-j", "-t", "list", "ruleset")
+# The chains of links, in its own language.
+_NFT_NETDEV = ("nft", "list", "chains", "netdev")
 # iptables' two variants; each has rules that the other does not show.
 _VARIANTS = ("iptables-nft", "iptables-legacy")
 # Before this priority connection tracking has not looked at a packet (NF_IP_PRI_CONNTRACK).
@@ -273,7 +275,13 @@ def parse(listing: str) -> Listing:
 
 
 def _foreign(chains: Chains) -> Chains:
-    return {key: chain for key, chain in chains.items() if key[1] != _COMMENT}
+    found = {key: chain for key, chain in chains.items() if key[1] != _COMMENT}
+    bare = [key for key, chain in found.items() if chain.family == "netdev" and chain.hook and not chain.devices]
+    if not bare:
+        return found
+    # The JSON of nft 1.0.6 leaves the devices out; its own language tells them.
+    told = nft_rules.devices_in(process.run(_NFT_NETDEV, timeout_s=20, check=False).stdout)
+    return {**found, **{key: replace(found[key], devices=told.get(key, ())) for key in bare}}
 
 
 def _saved(variant: str) -> Chains:

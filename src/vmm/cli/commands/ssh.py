@@ -63,8 +63,9 @@ def _become(name: str, given: dict[str, Any], *, start_it: bool, asks_terminal: 
     if start_it:
         _start_first(name)
     site = settings().site(read_only=True)
+    argv = argv_for(site, name, session)  # before the wait: what ssh could not be called with is told at once
     await_boot(site, name, progress=settings().progress())
-    replace(argv_for(site, name, session))
+    replace(argv)
 
 
 def _start_first(name: str) -> None:
