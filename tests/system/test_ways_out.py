@@ -63,6 +63,8 @@ def docker(host: Host) -> Iterator[str]:
         sh("ip", "-n", name, "addr", "add", f"{CONTAINER}/16", "dev", "eth0")
         sh("ip", "-n", name, "link", "set", "eth0", "up")
         sh("ip", "-n", name, "route", "add", "default", "via", "172.17.0.1")
+        # As dockerd does where it is off.
+        host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         host.run("iptables-restore", input=DOCKERS)
         yield name
     finally:
@@ -87,10 +89,10 @@ def test_dockers_containers_are_none_of_the_machines(host: Host, first: str) -> 
         pair = stack.enter_context(a_pair(host))
         if first == "vmm":
             container = stack.enter_context(docker(host))
-            pair.network.accept_where_others_drop()
+            pair.network.others.accept()
         # What an older release let pass is taken back.
         host.run("iptables", "-I", "DOCKER-USER", "-i", "vmm-br0", "-m", "comment", "--comment", "vmm", "-j", "ACCEPT")
-        pair.network.accept_where_others_drop()
+        pair.network.others.accept()
         inner = stack.enter_context(listening(container))
         stack.enter_context(listening(world))
         knock_at_all(pair)
@@ -144,6 +146,8 @@ def test_another_network_of_the_hosts_says_no_and_an_answer_over_it_goes(host: H
             for namespace, link, address in ((host.namespace, "lan0", "10.9.0.1/24"), (other, "lan1", "10.9.0.2/24")):
                 sh("ip", "-n", namespace, "addr", "add", address, "dev", link)
                 sh("ip", "-n", namespace, "link", "set", link, "up")
+            # What the supervisor does of a cable that is plugged in.
+            pair.network.forwarding.turn_on(published=True)
             with listening(other) as ear:
                 pair.knock("10.9.0.2", "begun")
                 assert pair.one.until(lambda frame: frame[23] == 1 and frame[34:36] == b"\x03\x0d") is not None

@@ -27,11 +27,15 @@ _NETWORK = "/proc/self/ns/net"
 
 
 class Forwarding(Value):
-    """The links of one bridge's machines. `record` is the file that says what vmm has switched on."""
+    """The links of one bridge's machines. `record` is the file that says what vmm has switched on.
+
+    `reaches_more`: machines may reach other networks than the way out, whose answers come in by any link.
+    """
 
     bridge: str
     host_interface: str | None
     record: Path
+    reaches_more: bool = False
 
     def missing(self, *, published: bool, ways: Sequence[str] | None = None) -> list[str]:
         """Return the links that should forward and do not.
@@ -66,7 +70,7 @@ class Forwarding(Value):
     def _needed(self, ways: Sequence[str] | None, *, published: bool) -> list[str]:
         if ways is None:
             ways = [self.host_interface] if self.host_interface else uplinks.uplinks(self.bridge)
-        others = _with_address() if published else []
+        others = _with_address() if published or self.reaches_more else []
         return [link for link in dict.fromkeys([self.bridge, *ways, *others]) if link != "lo"]
 
     def _noted(self) -> list[str]:

@@ -290,7 +290,10 @@ class HostNetwork(Value):
     @property
     def forwarding(self) -> Forwarding:
         return Forwarding(
-            bridge=self.bridge_name, host_interface=self.host_interface, record=self.data_dir / "state" / "forwarding"
+            bridge=self.bridge_name,
+            host_interface=self.host_interface,
+            record=self.data_dir / "state" / "forwarding",
+            reaches_more=bool(self.allowed),
         )
 
     def missing_forwarding(self) -> list[str]:
