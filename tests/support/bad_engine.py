@@ -5,14 +5,17 @@ before that can be well answered is. It stays until it is killed.
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
 import socket
+import struct
 import sys
 import time
 from pathlib import Path
 
+TUNSETIFF, TAP_NO_PI_VNET_HDR = 0x400454CA, 0x0002 | 0x1000 | 0x4000
 GARBAGE = bytes(range(256)) * 4
 OK = b"HTTP/1.1 200 OK\r\n"
 RUNNING = {
@@ -99,6 +102,19 @@ def answer(connection: socket.socket, protocol: str, mode: str) -> None:
                 connection.sendall(endless)
 
 
+def open_tap(arguments: list[str]) -> int | None:
+    """Open the machine's tap as every engine does, and keep it open; None when it was given none."""
+    named = " ".join(arguments)
+    if "--config-file" in arguments:
+        named = Path(arguments[arguments.index("--config-file") + 1]).read_text()
+    found = re.search(r'(?:ifname=|"host_dev_name": ?")([^",]+)', named)
+    if found is None:
+        return None
+    tap = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(tap, TUNSETIFF, struct.pack("=16sH22x", found[1].encode(), TAP_NO_PI_VNET_HDR))
+    return tap
+
+
 def main(arguments: list[str]) -> None:
     if "--version" in arguments:
         print("Firecracker v1.16.1\nQEMU emulator version 7.2.0")
@@ -114,6 +130,7 @@ def main(arguments: list[str]) -> None:
     line = " ".join(arguments)
     found = re.search(r"--api-sock (\S+)", line) or re.search(r"unix:([^, ]+)", line)
     assert found is not None
+    open_tap(arguments)
     if mode != "no socket":
         serve(found[1], "http" if "--api-sock" in arguments else "qmp", mode_file)
     time.sleep(3600)
