@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
-from vmm.errors import NetworkError
+from vmm.errors import HostError, NetworkError
 from vmm.host import files
 from vmm.model.network import Lease, PortForward, Protocol, Subnet
 from vmm.model.value import Value
@@ -98,10 +98,18 @@ class HostNetwork(Value):
         if not self._firewall.dismiss(lease, forwards):
             if self._firewall.whose() not in (Whose.OURS, Whose.BEFORE):
                 return
-            self.reconcile([(other, theirs) for other, theirs in self.running() if other != lease])
+            self._make_anew_without(lease)
         with _told("What the kernel remembers of a machine's connections cannot be deleted."):
             conntrack.forget_machine(lease)
         self._end_forwards(forwards)
+
+    def _make_anew_without(self, lease: Lease) -> None:
+        try:
+            self._owner(make=True)
+        except HostError:
+            # No room for the id of a data directory of before: the next start makes the rules anew.
+            return
+        self.reconcile([(other, theirs) for other, theirs in self.running() if other != lease])
 
     def open_forward(self, lease: Lease, forward: PortForward) -> None:
         self.forwarding.turn_on(published=_is_published([forward]))

@@ -8,7 +8,7 @@ import os
 import sqlite3
 
 from vmm import TYPE_CHECKING
-from vmm.errors import VmmError
+from vmm.errors import HostError, VmmError
 from vmm.model.value import Value
 from vmm.storage import readable, schema, trouble
 
@@ -34,7 +34,9 @@ class Opening(Value):
     def for_writing(self) -> sqlite3.Connection:
         mode = self._mode()
         if mode is not None and mode & 0o077 and os.geteuid() == 0:
-            readable.make_private(self.path)
+            # On a full disk it stays as it was until there is room: what runs can be stopped, and files be deleted.
+            with contextlib.suppress(HostError):
+                readable.make_private(self.path)
         if mode is None:
             from vmm.host import files
 
