@@ -728,6 +728,7 @@ def test_an_upgrade_on_a_disk_without_room_can_be_looked_at_and_deleted(host: Ho
             there.vmm("delete", "old")
             assert there.json("list") == []
             wait_for(lambda: there.processes() == [], what="the supervisor's end")
+            there.vmm("teardown")
         finally:
             before.engine.kill()
             before.engine.wait()
