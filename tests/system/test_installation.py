@@ -59,6 +59,7 @@ def test_installed_for_good(container: Container) -> None:
     for path in ("usr/share/bash-completion/completions/vmm", "usr/share/zsh/vendor-completions/_vmm",
                  "usr/share/fish/vendor_completions.d/vmm.fish"):  # fmt: skip
         assert "_VMM_COMPLETE" in (container.root / path).read_text()
+    assert (container.root / "usr/local/share/man/man1/vmm.1").read_text().startswith(".TH VMM 1 ")
     # Compiled at installation: root installed it, and any user runs it.
     assert list((container.root / "usr/local/lib/vmm").rglob("vmm/cli/__pycache__/main.*.pyc"))
     # Again, over itself; what its administrator has disabled is not enabled behind their back.
@@ -282,7 +283,7 @@ def test_uninstalled(container: Container) -> None:
     said = container.run(str(CHECKOUT / "scripts/uninstall"), "--keep-data", timeout=300).stdout
     assert "its data is kept" in said
     left = [path for path in ("usr/local/bin/vmm", "usr/local/lib/vmm", "etc/systemd/system/vmm.service",
-                              "usr/share/bash-completion/completions/vmm",
+                              "usr/local/share/man/man1/vmm.1", "usr/share/bash-completion/completions/vmm",
                               "etc/systemd/system/multi-user.target.wants/vmm.service")
             if (container.root / path).exists() or (container.root / path).is_symlink()]  # fmt: skip
     assert left == []

@@ -112,7 +112,7 @@ def test_nothing_of_the_face_writes_past_the_ways_out() -> None:
     """What a command prints by itself nobody has made harmless."""
     found: list[str] = []
     for path in sorted(CLI.rglob("*.py")):
-        if path.name in ("output.py", "reference.py"):
+        if path.name in ("output.py", "reference.py", "manual.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
