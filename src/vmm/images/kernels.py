@@ -65,7 +65,7 @@ class KernelLibrary(Value):
                 lacking=texts_of(facts, "lacking"),
             )
         except (KeyError, TypeError) as error:
-            raise self._shelf.damaged(name, repr(error)) from error
+            raise self._shelf.unusable(name, error) from error
         for path in (kernel.path, kernel.stage1):
             if path is not None and not path.exists():
                 raise self._shelf.damaged(name, f"{path} is missing")

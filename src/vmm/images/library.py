@@ -13,7 +13,7 @@ from vmm.model.names import valid_name
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from vmm.model.progress import Progress
@@ -54,14 +54,14 @@ class ImageLibrary(Value):
             image = Image(
                 name=name,
                 path=path,
-                size_mib=_whole(facts["size_mib"]),
+                size_mib=_whole(facts, "size_mib"),
                 sha256=text_of(facts, "sha256"),
                 source=text_of(facts, "source"),
                 created_at=text_of(facts, "created_at"),
             )
             length = path.stat().st_size
         except (KeyError, TypeError, OSError) as error:
-            raise self._shelf.damaged(name, repr(error)) from error
+            raise self._shelf.unusable(name, error) from error
         if length != image.size_mib * MIB:
             raise self._shelf.damaged(name, f"{path} has {length} bytes, not {image.size_mib} MiB")
         return image
@@ -129,7 +129,8 @@ def _settle(path: Path, size: int) -> None:
         os.fsync(stream.fileno())
 
 
-def _whole(value: object) -> int:
+def _whole(facts: Mapping[str, object], key: str) -> int:
+    value = facts[key]
     if not isinstance(value, int):
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{key} is {value!r}")
     return value

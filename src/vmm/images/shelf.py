@@ -50,6 +50,10 @@ class Shelf(Value):
     def directory(self, name: str) -> Path:
         return files.confined(self.root, name)
 
+    def unusable(self, name: str, error: KeyError | TypeError | OSError) -> ImageError:
+        """Return the error of a description that lacks something, or of content that cannot be read."""
+        return self.damaged(name, f"it says nothing of {error.args[0]}" if isinstance(error, KeyError) else str(error))
+
     def damaged(self, name: str, details: str) -> ImageError:
         return ImageError(
             f"The {self.what} {name!r} is damaged.",
