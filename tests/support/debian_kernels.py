@@ -4,10 +4,14 @@ Of each is kept what an import needs: vmlinuz, and the modules that stage-1 load
 fetches those that are missing; a test that needs one does so as well.
 """
 
+import atexit
+import functools
 import os
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +47,7 @@ def fetched(kernel: DebianKernel) -> Path:
     if not (kernel.directory / "vmlinuz").exists():
         work = kernel.directory.with_name(f".{kernel.name}.new")
         shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
         _fetch(kernel, work)
         shutil.rmtree(kernel.directory, ignore_errors=True)
         work.rename(kernel.directory)
@@ -50,9 +55,8 @@ def fetched(kernel: DebianKernel) -> Path:
 
 
 def _fetch(kernel: DebianKernel, work: Path) -> None:
-    apt = _apt(_RELEASES[kernel.release], work / "apt")
-    _run(*apt("apt-get"), "update", "-q")
     target = _RELEASES[kernel.release]
+    apt = _apt(target)
     said = _run(*apt("apt-cache"), "show", f"{kernel.package}/{target}")
     real = re.search(r"^Depends: (linux-image-\d\S+)", said, re.MULTILINE)
     assert real, said
@@ -62,8 +66,8 @@ def _fetch(kernel: DebianKernel, work: Path) -> None:
     (vmlinuz,) = (work / "tree/boot").glob("vmlinuz-*")
     vmlinuz.rename(work / "vmlinuz")
     _keep_modules(find_tree(work / "tree"), work)
-    for path in (package, work / "apt", work / "tree"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    package.unlink()
+    shutil.rmtree(work / "tree")
 
 
 def _keep_modules(tree: Path, work: Path) -> None:
@@ -80,8 +84,11 @@ def _keep_modules(tree: Path, work: Path) -> None:
         shutil.copy2(path, kept)
 
 
-def _apt(suite: str, root: Path):
+@functools.cache
+def _apt(suite: str) -> Callable[[str], list[str | Path]]:
     """Return what gives the beginning of a command line of apt's with a state and one source of its own."""
+    root = Path(tempfile.mkdtemp(prefix="vmm-apt-"))
+    atexit.register(shutil.rmtree, root)
     for part in ("lists/partial", "archives/partial"):
         (root / part).mkdir(parents=True)
     own = suite.partition("-")[0]
@@ -99,6 +106,7 @@ def _apt(suite: str, root: Path):
         "APT::Sandbox::User": "root",
     }
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    _run("apt-get", *words, "update", "-q")
     return lambda program: [program, *words]
 
 

@@ -145,15 +145,15 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], object], *, timeout: float = 30, what: str = "") -> object:
-    """Poll until `condition` holds and return its value."""
+def wait_for(condition: Callable[[], object], *, timeout: float = 30, interval: float = 0.05, what: str = "") -> object:
+    """Poll every `interval` seconds until `condition` holds and return its value."""
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < deadline, f"{what or condition} did not come true within {timeout} s"
-        time.sleep(0.05)
+        time.sleep(interval)
 
 
 def outer_state() -> dict[str, str]:

@@ -8,6 +8,8 @@ means nothing; everything else is real. Where the outer host has virtualization 
 import contextlib
 import io
 import json
+import os
+import select
 import shlex
 import subprocess
 import tarfile
@@ -23,6 +25,9 @@ from nested_image import CHECKOUT, HOME, Recipe
 TOP = Path(__file__).parents[2]
 NAME = "nested"
 _BOOT_S = 300.0
+# Emulation translates code by its address: what lies where it lay the last time need not be translated again.
+_SAME_ADDRESSES = b"kernel.randomize_va_space = 0\n"
+_WARM = "/opt/warm.py"
 # The packages that scripts/install needs lie in the image.
 OFFLINE = ("env", "PIP_NO_INDEX=1", f"PIP_FIND_LINKS={nested_image.PACKAGES}")
 
@@ -36,6 +41,7 @@ class Nested:
     control: Path
     machine_id: str
     _master: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _warm: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     # Its first life, and those after it.
 
@@ -60,6 +66,7 @@ class Nested:
                  timeout=_BOOT_S, what="the host's boot")  # fmt: skip
 
     def disconnect(self) -> None:
+        self.cool()
         if self._master is not None:
             self._master.terminate()
             self._master.wait()
@@ -100,8 +107,43 @@ class Nested:
         """Run a line of shell in it and return what it said."""
         return self.run("sh", "-c", script, **kwargs).stdout.strip()
 
-    def vmm(self, *arguments: str, **kwargs) -> subprocess.CompletedProcess[str]:
-        return self.run("vmm", *arguments, **kwargs)
+    def vmm(
+        self, *arguments: str, check: bool = True, timeout: float = 400, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command of vmm's in it, from an interpreter that is there already (tests/support/warm.py)."""
+        if self._warm is None or self._warm.poll() is not None:
+            argv = [*self._ssh(), NAME, f"exec {HOME}/bin/python {_WARM}"]
+            self._warm = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+            assert "ready" in self._read(self._warm, 120)
+        assert self._warm.stdin is not None
+        self._warm.stdin.write(json.dumps({"argv": arguments, "stdin": stdin}).encode() + b"\n")
+        said = self._read(self._warm, timeout)
+        if not said:
+            self.cool()
+        assert said, f"vmm {shlex.join(arguments)} did not end within {timeout:.0f} s"
+        done = subprocess.CompletedProcess(["vmm", *arguments], **json.loads(said))
+        assert done.returncode == 0 or not check, f"{done.args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def cool(self) -> None:
+        """Let go of that interpreter: another vmm lies there now."""
+        if self._warm is not None:
+            self._warm.kill()
+            self._warm.communicate()
+            self._warm = None
+
+    @staticmethod
+    def _read(process: subprocess.Popen[bytes], timeout: float) -> str:
+        """Return the next line it says; empty when none comes in time."""
+        assert process.stdout is not None
+        said, deadline = b"", time.monotonic() + timeout
+        while not said.endswith(b"\n"):
+            ready, _, _ = select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))
+            more = os.read(process.stdout.fileno(), 1 << 16) if ready else b""
+            if not more:
+                return ""
+            said += more
+        return said.decode()
 
     def json(self, *arguments: str):
         return json.loads(self.vmm(*arguments, "--output", "json").stdout)
@@ -136,12 +178,12 @@ class Nested:
 
     def wait(self, condition: str, *, timeout: float = 300) -> None:
         """Wait, in it, until a line of shell succeeds: polling from outside would cost it more than what it does."""
-        script = f"end=$(($(date +%s) + {timeout:.0f})); until {condition}; do [ $(date +%s) -lt $end ] || exit 1; sleep 0.5; done"
+        script = f"end=$(($(date +%s) + {timeout:.0f})); until {condition}; do [ $(date +%s) -lt $end ] || exit 1; sleep 1; done"
         done = self.run("sh", "-c", script, check=False, timeout=timeout + 60)
         assert done.returncode == 0, f"within {timeout:.0f} s it did not come true: {condition}\n{done.stderr}"
 
     def wait_state(self, name: str, state: str, *, timeout: float = 300) -> None:
-        self.wait(f"""vmm show {name} --output json | grep -q '"state": "{state}"'""", timeout=timeout)
+        wait_for(lambda: self.state(name) == state, timeout=timeout, interval=2, what=f"{name} to be {state}")
 
     def push(self, files: dict[str, Path | bytes]) -> None:
         """Copy files and directories into it: path inside -> what."""
@@ -208,12 +250,15 @@ def _prepare(nested: Nested) -> None:
     nested.push(
         {
             f"{python}/vmm": TOP / "src" / "vmm",
+            "/etc/sysctl.d/vmm-tests.conf": _SAME_ADDRESSES,
+            "/opt/warm.py": Path(__file__).with_name("warm.py"),
             **{
                 str(CHECKOUT / part): TOP / part
                 for part in ("src", "scripts", "pyproject.toml", "README.md", "LICENSE")
             },
         }
     )
+    nested.shell("sysctl -q --system")
     # Compiled once, by all its CPUs, for every command of the tests.
     nested.run(f"{HOME}/bin/python", "-m", "compileall", "-q", "-j0", f"{python}/vmm")
     nested.shell("modprobe -a kvm_amd kvm_intel 2>/dev/null; test -c /dev/kvm")

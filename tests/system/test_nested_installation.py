@@ -22,6 +22,7 @@ def test_installed_as_its_page_says(nested_13: Nested) -> None:
     nested_13.run("rm", "-rf", str(HOME), "/usr/local/bin/vmm")
     said = nested_13.run(*OFFLINE, f"{CHECKOUT}/scripts/install", timeout=900).stdout
     assert "is installed" in said
+    nested_13.cool()
     assert nested_13.shell(". /etc/os-release; echo $VERSION_ID") == "13"
     assert nested_13.vmm("--version").stdout.startswith("vmm ")
     assert nested_13.shell("systemctl is-enabled vmm; systemctl is-active vmm").split() == ["enabled", "active"]

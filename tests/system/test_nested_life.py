@@ -4,6 +4,8 @@ In a host with virtualization (tests/support/nested.py). A boot there takes ten 
 through all of it, test after test.
 """
 
+import subprocess
+
 import pytest
 from hosts import sh, wait_for
 from nested import Nested
@@ -32,8 +34,7 @@ def unit_name(nested: Nested) -> str:
 
 def came_back(nested: Nested, before: int) -> None:
     """Wait until the machine has another engine, and its guest is up."""
-    wait = f'vmm show fc --output json | grep -q \'"state": "running"\' && ! vmm show fc --output json | grep -q \'"pid": {before},\''
-    nested.wait(wait, timeout=400)
+    nested.wait(f'p=$(pgrep -x firecracker) && [ "$p" != {before} ]', timeout=400)
     nested.start("fc")
 
 
@@ -76,8 +77,6 @@ def test_forwards_work_from_outside_and_from_the_host_itself(nested: Nested) -> 
     assert nested.shell("curl -sf --max-time 20 http://127.0.0.1:8080/") == "from inside"
     # Outwards, masqueraded twice.
     argv = [*nested.host.prefix[:1], f"--net=/run/netns/{nested.world}", "python3", "-m", "http.server", "80"]
-    import subprocess
-
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/proc/self") as server:
         try:
             probe = "curl -s -o /dev/null -w '%{http_code}' --retry 5 --retry-connrefused --max-time 20 http://192.0.2.2/status"
