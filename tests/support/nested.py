@@ -120,7 +120,11 @@ class Nested:
         said = self._read(self._warm, timeout)
         if not said:
             self.cool()
-        assert said, f"vmm {shlex.join(arguments)} did not end within {timeout:.0f} s"
+            known = self.host.machine(NAME)
+            raise AssertionError(
+                f"vmm {shlex.join(arguments)} did not end within {timeout:.0f} s; "
+                f"its host: {known['state']}, {known['reason']}; {self.console()[-2000:]}"
+            )
         done = subprocess.CompletedProcess(["vmm", *arguments], **json.loads(said))
         assert done.returncode == 0 or not check, f"{done.args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
