@@ -35,6 +35,7 @@ def examine(site: HostSite) -> tuple[Check, ...]:
         _programs,
         _tun,
         _nftables,
+        _tap_filters,
         lambda: _room(site),
         lambda: _file_system(site),
         lambda: _database(site),
@@ -190,6 +191,16 @@ def _nftables() -> Check:
             "nftables", words, "sudo modprobe nf_tables; sudo modprobe nf_tables_bridge; a kernel that has them"
         )
     return _ok("nftables", "the ip and bridge families work")
+
+
+def _tap_filters() -> Check:
+    if not links.is_root():
+        return _warn("tap filters", "only root can ask the kernel", "sudo vmm doctor")
+    works, words = probes.tap_filters_work()
+    if works:
+        return _ok("tap filters", "each tap has one of its own, beside the firewall")
+    detail = f"taps have none, and the firewall alone closes what machines may not send: {words}"
+    return _warn("tap filters", detail, "sudo modprobe -a sch_ingress cls_bpf; or a kernel that has them")
 
 
 def _room(site: HostSite) -> Check:

@@ -5,7 +5,7 @@ import time
 from vmm.app import HostSite
 from vmm.app.configure import initialise
 from vmm.errors import HostError, NotFoundError, VmmError
-from vmm.host import cgroups, files, packages
+from vmm.host import accounts, cgroups, files, packages
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import Machine
 from vmm.model.progress import Progress
@@ -20,6 +20,7 @@ def setup(site: HostSite, request: SetupRequest, *, progress: Progress) -> tuple
 
     Raises:
         HostError: programs are missing and may not be installed.
+        ConflictError: the range of user ids for machines holds someone's.
         EngineError, ImageError, NetworkError: a step failed; those before it stay done.
     """
     steps = [_programs(request, progress), _directories(site), _firecracker(site, request, progress)]
@@ -70,6 +71,7 @@ def _programs(request: SetupRequest, progress: Progress) -> SetupStep:
 
 
 def _directories(site: HostSite) -> SetupStep:
+    accounts.refuse_taken(site.config.uids, everyone=True)
     made = initialise(site.config)
     directory = str(site.config.paths.data_dir)
     return SetupStep(name="directories", outcome="done" if made else "present", detail=directory)

@@ -48,6 +48,16 @@ def clock_is_synchronised() -> bool:
     return 0 <= libc.adjtimex(buffer) != _TIME_ERROR
 
 
+def tap_filters_work() -> tuple[bool, str]:
+    """Whether this kernel takes filters of links (clsact, cls_bpf); tried in a network that is gone at once."""
+    wish = "qdisc add dev lo clsact\nfilter add dev lo ingress bpf bytecode '1,6 0 0 4294967295' direct-action\n"
+    try:
+        done = process.run(["unshare", "--net", "tc", "-batch", "-"], stdin=wish, check=False)
+    except HostError as error:
+        return False, error.brief
+    return done.code == 0, "" if done.code == 0 else " ".join(done.words.split())
+
+
 def nftables_works() -> tuple[bool, str]:
     """Whether this kernel takes rules of both families that vmm uses; checked (nft -c), not set."""
     rules = (
