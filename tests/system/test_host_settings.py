@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts import SMALL, VMM, Host, the_world
+from hosts import SMALL, VMM, Host, sh, the_world, wait_for
 
 from conftest import add_tiny
 
@@ -15,10 +15,13 @@ pytestmark = [pytest.mark.system, pytest.mark.fault(50)]
 
 @pytest.fixture(scope="module")
 def stocked(shared_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """A host with a way to the world, and a machine."""
+    """A host with a way to the world, another link, and two machines."""
     with the_world(shared_host):
+        shared_host.run("ip", "link", "add", "other0", "type", "bridge")
         add_tiny(shared_host, tmp_path_factory.mktemp("kernel"))
-        shared_host.vmm("create", "n", *SMALL)
+        for name in ("m", "n"):
+            shared_host.vmm("create", name, *SMALL)
+        shared_host.vmm("port-forward", "add", "m", "127.0.0.1:8080:80")
         yield shared_host
         shared_host.vmm("delete", "--all", "--force")
 
@@ -34,6 +37,64 @@ def put(host: Host, link: str, name: str, value: str) -> None:
 def check(host: Host, name: str) -> dict:
     done = host.vmm("doctor", "--output", "json", check=False)
     return {row["name"]: row for row in json.loads(done.stdout)}[name]
+
+
+def forwarding(host: Host) -> dict[str, str]:
+    return {link: setting(host, link) for link in ("all", "default", "other0", "lo", "up0", "vmm-br0")}
+
+
+WHOLE = {"all": "0", "default": "0", "other0": "0", "lo": "0", "up0": "1", "vmm-br0": "1"}
+
+
+def test_forwarding_that_is_set_back_is_mended_link_by_link_and_taken_back(stocked: Host) -> None:
+    host = stocked
+    host.start("m")
+    assert forwarding(host) == WHOLE
+    assert setting(host, "vmm-br0", "route_localnet") == "1"
+    # By the supervisor: the whole host's switch takes every link's along.
+    host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    host.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    wait_for(lambda: forwarding(host) == WHOLE, timeout=30, what="forwarding by the supervisor")
+    put(host, "vmm-br0", "route_localnet", "0")
+    wait_for(lambda: setting(host, "vmm-br0", "route_localnet") == "1", timeout=30, what="the way from localhost")
+    assert any("ip forwarding" in event["detail"] for event in host.json("events"))
+    (supervisor,) = host.supervisors()
+    sh("kill", "-STOP", str(supervisor))
+    try:
+        _is_mended_by_commands(host)
+    finally:
+        sh("kill", "-CONT", str(supervisor))
+    # What someone else switched on, teardown leaves on.
+    put(host, "other0", "forwarding", "1")
+    host.vmm("stop", "--force", "n")
+    host.vmm("teardown")
+    assert (setting(host, "up0"), setting(host, "other0"), setting(host, "all")) == ("0", "1", "0")
+    put(host, "other0", "forwarding", "0")
+
+
+def _is_mended_by_commands(host: Host) -> None:
+    for link in ("up0", "vmm-br0"):
+        put(host, link, "forwarding", "0")
+        row = check(host, "ip forwarding")
+        assert (row["status"], row["fix"]) == ("warning", "sudo vmm reconcile")
+        assert link in row["detail"]
+        assert "ip forwarding" in host.vmm("reconcile", check=False).stdout
+        assert forwarding(host) == WHOLE
+    put(host, "vmm-br0", "route_localnet", "0")
+    assert "localhost" in check(host, "ip forwarding")["detail"]
+    assert "localhost" in host.vmm("reconcile", check=False).stdout
+    assert setting(host, "vmm-br0", "route_localnet") == "1"
+    assert host.vmm("reconcile").stdout == "All is as it is remembered.\n"
+    put(host, "up0", "forwarding", "0")
+    host.start("n")
+    assert forwarding(host) == WHOLE
+    host.vmm("stop", "--force", "m")
+    assert setting(host, "vmm-br0", "route_localnet") == "0"
+    # What no forward needs is closed, whoever opened it.
+    put(host, "vmm-br0", "route_localnet", "1")
+    assert "no forward needs it" in check(host, "ip forwarding")["detail"]
+    host.vmm("reconcile", check=False)
+    assert setting(host, "vmm-br0", "route_localnet") == "0"
 
 
 def test_a_link_that_forwarded_before_vmm_came_does_so_after_it(stocked: Host) -> None:

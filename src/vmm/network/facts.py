@@ -19,6 +19,9 @@ def forwarding(network: HostNetwork) -> Answer:
     name = "ip forwarding"
     missing = network.missing_forwarding()
     if not missing:
+        localhost = network.localhost_trouble()
+        if localhost:
+            return not_ok(name, f"the way from localhost to machines is {localhost}", "sudo vmm reconcile")
         return ok(name, f"on for {network.bridge_name} and the links to the world")
     return not_ok(name, f"off for {', '.join(missing)}: machines do not reach the world", "sudo vmm reconcile")
 

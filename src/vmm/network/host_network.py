@@ -196,8 +196,9 @@ class HostNetwork(Value):
             found.append(f"the bridge {self.bridge_name} was gone, down, without its address, or not closed")
         found += self._whole_firewall().differences(attached)
         localhost = any(_is_for_localhost(forward) for _, forwards in attached for forward in forwards)
-        if localhost and not links.routes_localnet(self.bridge_name):
-            found.append("forwards from localhost were cut off")
+        routed = links.routes_localnet(self.bridge_name)
+        if localhost != routed:
+            found.append("forwards from localhost were " + ("open, and there are none" if routed else "cut off"))
         return found + self.link_differences([lease for lease, _ in attached])
 
     def link_differences(self, leases: Sequence[Lease]) -> list[str]:
@@ -308,6 +309,13 @@ class HostNetwork(Value):
         """Return the links that do not pass on what the machines that run send or are sent."""
         return self.forwarding.missing(published=_is_published(self._all_forwards()))
 
+    def localhost_trouble(self) -> str:
+        """Return what is wrong with the way from localhost to machines; nothing where there is nothing."""
+        routed = links.routes_localnet(self.bridge_name)
+        if any(map(_is_for_localhost, self._all_forwards())) == routed:
+            return ""
+        return "open, and no forward needs it" if routed else "cut off, and forwards need it"
+
     def tell_managers(self) -> None:
         """Tell networkd and NetworkManager to leave vmm's links alone."""
         managers.tell(self.bridge_name)
@@ -316,6 +324,7 @@ class HostNetwork(Value):
         """Make the bridge what it should be, and let it and the links to the world forward."""
         self._take_bridge(self._owner(make=True))
         self.forwarding.turn_on(published=_is_published(self._all_forwards()))
+        self._settle_localhost(self.running())
 
     def is_set_up(self) -> bool:
         """Whether the machines' bridge is there, whole or not."""
