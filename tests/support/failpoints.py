@@ -39,6 +39,7 @@ _VARYING = (
 _COPY = re.compile(r"^\w+ state/readable\.[01].*")
 # What fills a working directory, or takes a jail apart, counts as one piece of work: its first step of each kind.
 _ONE_PIECE = re.compile(r"(staging/[a-z]+-\*/tree/|(?:remove|rmdir) jails/[a-z]+/ID/root/).+")
+_LOCK = re.compile(r"open \S+\.lock$")
 _SQL_WRITES = re.compile(
     r"\s*(BEGIN|COMMIT|END|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|VACUUM|PRAGMA \w+ ?=)", re.IGNORECASE
 )
@@ -114,6 +115,7 @@ class Failpoints:
         self._lock = threading.Lock()
         self._busy: set[int] = set()
         self._count: dict[str, int] = {}
+        self._last: dict[int, str] = {}
         self._reached: list[tuple[str, Kind]] = []
         self._announced: list[str] = []
         self._traced = ""
@@ -148,6 +150,10 @@ class Failpoints:
         label, in_copy = _COPY.subn("write state/readable.*", label)
         once = once or in_piece > 0 or in_copy > 0
         with self._lock:
+            # A lock that another process holds is opened again and again, and nothing happens meanwhile.
+            last, self._last[thread] = self._last.get(thread), label
+            if label == last and _LOCK.match(label):
+                return
             number = self._count[label] = self._count.get(label, 0) + 1
             key = label if number == 1 else f"{label} #{number}"
             if once and number > 1:

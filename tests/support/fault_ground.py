@@ -6,6 +6,7 @@ for real, flushing costs nothing, and nobody else sees it.
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import select
@@ -26,7 +27,8 @@ from failpoints import steady
 from fault_kept import Kept
 from fault_network import Network
 
-from vmm.network import netlink
+from vmm.config import CONNECTIONS, SUBNET
+from vmm.network import netlink, ownership, tables
 
 # Tables that grow with what happened, and are to.
 _HISTORY = {"events", "meta", "notes"}
@@ -173,11 +175,20 @@ class Ground:
         return {
             "files": self.files(),
             "links": self.network.links(),
-            "rules": self.network.rules(),
+            "rules": self._without_id(self.network.rules()),
+            "routing": self.network.routing(),
             "rows": self.rows(),
             "mounts": self.mounts(),
             "cgroups": [_plain(path) for path in self.cgroups()],
         }
+
+    def _without_id(self, rules: str) -> str:
+        """Return rules that show the names this data directory's id gives as if it had no other id in any run.
+
+        Another id's stay as they are, and so do those of tables that are not what they should be.
+        """
+        owner = ownership.owner_at(self.root, make=False)
+        return rules.replace(owner.chain, "of_OURS").replace(_stamp(owner.chain), "is_OURS") if owner.id else rules
 
     @contextlib.contextmanager
     def a_neighbour(self) -> Iterator[None]:
@@ -197,7 +208,7 @@ class Ground:
                     neighbour.parent.rmdir()
 
     def sweep(self) -> None:
-        """End every process, link, rule, cgroup and mount of ours, whatever made it."""
+        """End every process, link, rule, routing rule, cgroup and mount of ours, whatever made it."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 fd = os.pidfd_open(pid)
@@ -213,6 +224,7 @@ class Ground:
         for _, link in socket.if_nameindex()[1:]:
             netlink.remove_link(link)
         subprocess.run(["nft", "flush", "ruleset"], check=True)
+        self.network.put_routing_back()
 
     def keep(self, name: str) -> Kept:
         """Remember the whole data directory as it is now."""
@@ -222,6 +234,15 @@ class Ground:
         kept = Kept(root=self.root, copy=copy)
         kept.take()
         return kept
+
+
+@functools.cache
+def _stamp(owner: str) -> str:
+    """Return the stamp that the tables bear which this owner makes with the configuration that there is by itself."""
+    ipv6 = Path("/proc/sys/net/ipv6").exists()
+    return tables.stamp(
+        tables.rendered(owner=owner, bridge="vmm-br0", subnet=SUBNET, allowed=(), connections=CONNECTIONS, ipv6=ipv6)
+    )
 
 
 def _plain(path: str) -> str:

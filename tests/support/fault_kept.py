@@ -5,6 +5,10 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# Whose the host's network is, is known by this file's text and its inode. The same text so stays the same file: else
+# the data directory would become another vmm's with each ground that is laid.
+_ID = "state/id"
+
 
 @dataclass
 class Kept:
@@ -33,7 +37,9 @@ class Kept:
         for path in reversed(_walk(self.root)):
             now = os.lstat(self.root / path)
             known = self.entries.get(path)
-            same = known is not None and (stat.S_ISDIR(now.st_mode) or _signature(now) == known[1])
+            same = known is not None and (
+                stat.S_ISDIR(now.st_mode) or _signature(now) == known[1] or (path == _ID and self._is_same_id())
+            )
             if not same:
                 (os.rmdir if stat.S_ISDIR(now.st_mode) else os.unlink)(self.root / path)
         for path, (seen, _) in self.entries.items():
@@ -42,6 +48,9 @@ class Kept:
                 self._make(path, target, seen)
             elif stat.S_IMODE(os.lstat(target).st_mode) != stat.S_IMODE(seen.st_mode):
                 target.chmod(stat.S_IMODE(seen.st_mode))
+
+    def _is_same_id(self) -> bool:
+        return (self.root / _ID).read_bytes() == (self.copy / _ID).read_bytes()
 
     def _make(self, path: str, target: Path, seen: os.stat_result) -> None:
         if stat.S_ISDIR(seen.st_mode):

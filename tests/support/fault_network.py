@@ -1,4 +1,4 @@
-"""The links and the rules of this process's network, asked for again only when the kernel has told of a change."""
+"""Links, rules and routing rules of this process's network, asked for again only when the kernel has told of a change."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 _NETLINK_NETFILTER = 12
 # linux/rtnetlink.h, as masks; linux/netfilter/nfnetlink.h, as a number.
-_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR = 0x1, 0x10
+_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_RULE = 0x1, 0x10, 0x80
 _NFNLGRP_NFTABLES = 7
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 
@@ -40,6 +40,10 @@ class _Changes:
         return found
 
 
+def _routing_rules() -> list[dict]:
+    return json.loads(subprocess.check_output(["ip", "-j", "rule"]))
+
+
 @dataclass
 class Network:
     """To be made in the network that it is to watch."""
@@ -48,8 +52,11 @@ class Network:
         default_factory=lambda: _Changes(socket.NETLINK_ROUTE, mask=_RTMGRP_LINK | _RTMGRP_IPV4_IFADDR)
     )
     _of_rules: _Changes = field(default_factory=lambda: _Changes(_NETLINK_NETFILTER, group=_NFNLGRP_NFTABLES))
+    _of_routing: _Changes = field(default_factory=lambda: _Changes(socket.NETLINK_ROUTE, mask=_RTMGRP_IPV4_RULE))
     _links: dict[str, str] = field(default_factory=dict)
     _rules: str = ""
+    _routing: list[dict] = field(default_factory=list)
+    _routing_before: list[dict] = field(default_factory=_routing_rules)
 
     def links(self) -> dict[str, str]:
         """Return what every link but lo is: up, its address, its bridge, and whether it is isolated there."""
@@ -67,6 +74,27 @@ class Network:
             said = json.loads(subprocess.check_output(["nft", "-j", "list", "ruleset"]))
             self._rules = json.dumps(_plain_rules(said["nftables"]), sort_keys=True)
         return self._rules
+
+    def routing(self) -> list[dict]:
+        """Return the routing rules of IPv4, in their order."""
+        if self._of_routing.any():
+            self._routing = _routing_rules()
+        return self._routing
+
+    def put_routing_back(self) -> None:
+        """Make the routing rules what they were before anything was tried."""
+        if (now := self.routing()) == self._routing_before:
+            return
+        for priority in {str(rule["priority"]) for rule in now}:
+            # One at a time, the first of them, until there is none.
+            while not subprocess.run(
+                ["ip", "rule", "del", "pref", priority], capture_output=True, check=False
+            ).returncode:
+                pass
+        for rule in self._routing_before:
+            words = ("pref", str(rule["priority"]), "lookup", rule["table"], "protocol", "kernel")
+            subprocess.run(["ip", "rule", "add", *words], check=True)
+        assert self.routing() == self._routing_before
 
 
 def _link_words(link: dict) -> str:

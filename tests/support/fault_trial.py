@@ -74,6 +74,7 @@ class Trials:
         self._clean: dict[str, tuple[Clean, list[str]]] = {}
         self._good: set[tuple[str, str]] = set()
         self._dirty = True
+        self._was_cold = False
         self.repeated = 0
         self.reconciled = 0
 
@@ -198,9 +199,11 @@ class Trials:
         fault_mounts.lift(str(self.ground.root))
         self.ground.be_none()
         kept = self._keep(fault_verbs.Ground.STOPPED if running else verb.ground)
-        if self._dirty or verb.cold:
+        # A network that a verb has made anew may be that of a data directory with another id.
+        if self._dirty or verb.cold or self._was_cold:
             self.ground.sweep()
             self._dirty = False
+        self._was_cold = verb.cold
         if not verb.cold and not self.ground.network.has_link("vmm-br0"):
             self._keep(fault_verbs.Ground.SET_UP).back()
             self._done("setup", "--no-kernel", "--no-image")

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -82,6 +83,18 @@ def _leave_rules(_trials: fault_trial.Trials) -> None:
     subprocess.run(["nft", "add", "table", "ip", "other"], check=True)
 
 
+def _leave_a_routing_rule(_trials: fault_trial.Trials) -> None:
+    subprocess.run(["ip", "rule", "add", "pref", "7", "iif", "lo", "blackhole"], check=True)
+
+
+def _change_the_stamp(trials: fault_trial.Trials) -> None:
+    # As tables of another configuration have it.
+    found = re.search(r'"(is_[0-9a-f]{8})"', trials.ground.network.rules())
+    assert found, trials.ground.network.rules()
+    commands = f"delete set ip vmm {found[1]}\nadd set ip vmm is_00000000 {{ type mark; elements = {{ 0 }}; }}\n"
+    subprocess.run(["nft", "-f", "-"], input=commands, text=True, check=True)
+
+
 def _leave_an_engine(trials: fault_trial.Trials) -> None:
     (identity,) = trials.ground.ids_now()
     subprocess.Popen([identity, "30"], executable="/bin/sleep", start_new_session=True)
@@ -99,6 +112,8 @@ _MEDDLING = {
     "a tap": _leave_a_tap,
     "a file": _leave_a_file,
     "rules": _leave_rules,
+    "a routing rule": _leave_a_routing_rule,
+    "another's stamp": _change_the_stamp,
     "an engine": _leave_an_engine,
     "a lost row": _lose_the_row,
 }
