@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import own_network
+
 from vmm.engines.firecracker import api
 from vmm.host import cgroups
 
@@ -156,16 +158,14 @@ def wait_for(condition: Callable[[], object], *, timeout: float = 30, interval: 
         time.sleep(interval)
 
 
-def outer_state() -> dict[str, str]:
-    """Return what a test must not change of the real host: its links, rules, mounts and loop devices."""
+def outer_state() -> dict[str, object]:
+    """Return what a test must not change of the real host: its network, mounts and loop devices."""
     own = ("cgroup", "netns", "/run/netns")
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     return {
-        "links": "\n".join(sorted(line.split(":")[1] for line in sh("ip", "-o", "link").stdout.splitlines())),
-        "rules": sh("nft", "list", "ruleset").stdout,
+        **own_network.state(),
         "mounts": "\n".join(sorted(line for line in mounts if not any(word in line for word in own))),
         "loops": sh("losetup", "-a", check=False).stdout,
-        "forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
     }
 
 
