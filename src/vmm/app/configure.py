@@ -4,13 +4,17 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from vmm import config as configuration
+from vmm.app import HostSite
 from vmm.config import KEYS, Config
-from vmm.errors import ConfigError, UsageError
+from vmm.errors import ConfigError, ConflictError, NetworkError, UsageError
 from vmm.host import accounts, files
 from vmm.host.reading import read_bytes, read_text
+from vmm.model.machine import Machine
 from vmm.model.sizes import parse_mib, parse_whole
 from vmm.model.words import quoted
 
+_MOST_TOLD = 4
+_OF_NETWORK = {"subnet", "gateway", "bridge_name"}
 _HEAD = "# The configuration of vmm on this host. Keys: vmm config show; change one: vmm config set KEY VALUE\n"
 
 
@@ -61,6 +65,8 @@ def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, conf
         checked = _check(draft, path, data_dir)
         if "uid_range" in changes:
             accounts.refuse_taken(checked.uids, everyone=True)
+        if _OF_NETWORK & changes.keys():
+            _refuse_moving(checked)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -75,6 +81,35 @@ def _check(draft: Path, path: Path, data_dir: Path | None) -> Config:
         parts = (part.replace(str(draft), str(path)) for part in (error.brief, error.details, error.resolution))
         brief, details, resolution = parts
         raise ConfigError(brief, details=details, resolution=resolution) from error
+
+
+def _refuse_moving(wanted: Config) -> None:
+    """Refuse another network for machines that could not be on it: those with addresses, and those that run.
+
+    Raises:
+        ConflictError: there are such machines.
+    """
+    site = HostSite(wanted, read_only=True)
+    machines = [record for record in site.store.machines() if isinstance(record, Machine)]
+    subnet = wanted.subnet
+    strangers = [each for each in machines if not subnet.holds(each.lease.address)]
+    if strangers:
+        held = ", ".join(f"{each.name} ({each.lease.address})" for each in strangers[:_MOST_TOLD])
+        more = f" and {len(strangers) - _MOST_TOLD} more" if len(strangers) > _MOST_TOLD else ""
+        raise ConflictError(
+            f"Machines hold addresses that {subnet.cidr} with the gateway {subnet.gateway} has not.",
+            details=f"{held}{more}. An address stays with its machine until the machine is deleted.",
+            resolution="Choose a subnet that has their addresses, or delete them, and their disks with them:"
+            " sudo vmm delete NAME. Nothing was changed.",
+        )
+    try:
+        site.network.refuse_moved()
+    except NetworkError as error:
+        raise ConflictError(
+            "Machines run on the network that this would change.",
+            details=f"{error.brief} {error.details}",
+            resolution="Stop them first: sudo vmm stop --all. Nothing was changed.",
+        ) from error
 
 
 def _file(data_dir: Path | None, config_file: Path | None) -> Path:

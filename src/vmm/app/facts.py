@@ -12,6 +12,7 @@ import contextlib
 from vmm import TYPE_CHECKING
 from vmm.errors import VmmError
 from vmm.model.facts import Answer, Fact, Moment, Standing, not_ok, ok, unseen
+from vmm.model.machine import Machine
 from vmm.model.value import replace
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ def _of_the_host(site: HostSite) -> tuple[Fact, ...]:
             question="Does a user see which machines run?",
             first=Moment.LOOK,
             ask=host.processes,
+        ),
+        Fact(
+            name="addresses",
+            question="Has every machine an address of the configured subnet?",
+            first=Moment.LOOK,  # a start asks it for its own machine, and refuses
+            ask=lambda: _addresses(site),
         ),
         Fact(
             name="resolvers",
@@ -109,6 +116,16 @@ def _of_rules(site: HostSite) -> tuple[Fact, ...]:
             mend=net.restore,
         ),
     )
+
+
+def _addresses(site: HostSite) -> Answer:
+    name, subnet = "addresses", site.subnet
+    machines = [record for record in site.store.machines() if isinstance(record, Machine)]
+    strangers = [f"{each.name} ({each.lease.address})" for each in machines if not subnet.holds(each.lease.address)]
+    if not strangers:
+        return ok(name, f"all machines have theirs in {subnet.cidr}")
+    what = f"{', '.join(strangers)}: not in {subnet.cidr} with the gateway {subnet.gateway}, and cannot be started"
+    return not_ok(name, what, "sudo vmm config set subnet ... gateway ... (those that they were created with)")
 
 
 def _rules(site: HostSite) -> Answer:

@@ -42,6 +42,11 @@ class Subnet(Value):
         mask = (1 << 32) - (1 << 32 - self.prefix_length)
         return ".".join(str(byte) for byte in mask.to_bytes(4))
 
+    def holds(self, address: str) -> bool:
+        """Whether a machine may have this address: none of the network's own, the gateway's and the broadcast."""
+        last = (1 << 32 - self.prefix_length) - 1
+        return 0 < place_in(self, address) < last and address != self.gateway
+
 
 class Lease(Value):
     """The address, MAC and tap that one machine holds from create to delete."""

@@ -35,7 +35,7 @@ def refuse_foreign(
     strangers = {link.name for link in found if is_unmarked_tap(link) and link.is_open}
     if strangers and not strangers <= set(known()):
         raise _unknown_tap(min(strangers - set(known())))
-    _refuse_moved(owner, name, found)
+    refuse_moved(owner, name, subnet, found)
     if firewall.whose() is Whose.FOREIGN:
         raise NetworkError(
             "A firewall table `vmm` of this host is not vmm's.",
@@ -44,10 +44,11 @@ def refuse_foreign(
         )
 
 
-def take(owner: Owner, name: str) -> None:
-    """Remove what vmms that are gone left, and an own bridge of another name; mark the taps that bear no mark yet."""
+def take(owner: Owner, name: str, subnet: Subnet) -> None:
+    """Remove what vmms that are gone left, and an own bridge of another name or subnet; mark taps that bear no mark."""
     found = links.every()
-    for link in _old_bridges(owner, name, found):
+    old = [link for link in _own(owner, name, found) if _is_of_other(link, subnet) and not _open_ports(link, found)]
+    for link in [*_old_bridges(owner, name, found), *old]:
         links.remove_link(link.name)
         try:
             policy.remove(link.name)
@@ -97,15 +98,56 @@ def _refuse_unless_before(bridge: Link, subnet: Subnet, found: Sequence[Link]) -
         )
 
 
-def _refuse_moved(owner: Owner, name: str, found: Sequence[Link]) -> None:
-    """Refuse another name for the bridge while machines are on the one there is."""
+def refuse_moved(owner: Owner, name: str, subnet: Subnet, found: Sequence[Link]) -> None:
+    """Refuse another name, subnet or gateway for the bridge while machines are on the one there is."""
+    _refuse_renamed(owner, name, found)
+    _refuse_readdressed(owner, name, subnet, found)
+
+
+def _refuse_renamed(owner: Owner, name: str, found: Sequence[Link]) -> None:
     for link in _old_bridges(owner, name, found):
-        if any(port.master == link.index and port.is_open for port in found):
+        if _open_ports(link, found):
             raise NetworkError(
                 f"The machines' bridge is {link.name}, and there are machines on it.",
                 details=f"The configuration names another one, {name}.",
                 resolution=f"Stop them (sudo vmm stop --all), or: sudo vmm config set bridge_name {link.name}",
             )
+
+
+def _refuse_readdressed(owner: Owner, name: str, subnet: Subnet, found: Sequence[Link]) -> None:
+    for link in _own(owner, name, found):
+        # What runs knows the bridge by the gateway and the subnet of its own start.
+        ports = _open_ports(link, found)
+        strangers = [port.name for port in ports if links.is_tap_name(port.name) and not subnet.holds(_address(port))]
+        # An address that someone gave it is another matter, and mended: the MAC tells the gateway that it was made for.
+        if not ports or (not strangers and link.mac == links.bridge_mac(subnet)):
+            continue
+        cidr, gateway = links.network_of(name) or ("...", "...")
+        raise NetworkError(
+            f"The machines' bridge {name} is of another subnet, and there are machines on it.",
+            details=f"It is {gateway} of {cidr}; the configuration says {subnet.gateway} of {subnet.cidr}.",
+            resolution="Stop them (sudo vmm stop --all), or put it back:"
+            f" sudo vmm config set subnet {cidr} gateway {gateway}",
+        )
+
+
+def _own(owner: Owner, name: str, found: Sequence[Link]) -> list[Link]:
+    return [link for link in found if link.kind == "bridge" and link.name == name and owner.has_made(link)]
+
+
+def _is_of_other(bridge: Link, subnet: Subnet) -> bool:
+    """Whether a bridge of ours was made for another gateway, or has its address in a network of another size."""
+    there = links.network_of(bridge.name)
+    return bridge.mac != links.bridge_mac(subnet) or there not in (None, (subnet.cidr, subnet.gateway))
+
+
+def _open_ports(bridge: Link, found: Sequence[Link]) -> list[Link]:
+    return [port for port in found if port.master == bridge.index and port.is_open]
+
+
+def _address(tap: Link) -> str:
+    """Return the address of a tap's machine, which its name is made of."""
+    return ".".join(map(str, bytes.fromhex(tap.name.removeprefix("vmm-"))))
 
 
 def _old_bridges(owner: Owner, name: str, found: Sequence[Link]) -> list[Link]:

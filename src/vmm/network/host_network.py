@@ -14,7 +14,7 @@ from vmm.host import files
 from vmm.model.network import Lease, PortForward, Protocol, Subnet
 from vmm.model.value import Value
 from vmm.network import conntrack, links, managers, netlink, policy, uplinks
-from vmm.network.claim import is_unmarked_tap, refuse_foreign, take
+from vmm.network.claim import is_unmarked_tap, refuse_foreign, refuse_moved, take
 from vmm.network.firewall import Firewall, Whose
 from vmm.network.forwarding import Forwarding
 from vmm.network.ownership import Owner, owner_at
@@ -282,6 +282,10 @@ class HostNetwork(Value):
             return error
         return None
 
+    def refuse_moved(self) -> None:
+        """Raise NetworkError when machines are on a bridge of ours that this configuration would move."""
+        refuse_moved(self._owner(), self.bridge_name, self.subnet, links.every())
+
     @property
     def others(self) -> Others:
         """This host's other firewalls, as its machines meet them."""
@@ -349,7 +353,7 @@ class HostNetwork(Value):
 
         with files.locked(_LOCK, what="this host's network", timeout_s=_LOCK_S):
             refuse_foreign(owner, self.bridge_name, self.subnet, self._firewall, known)
-            take(owner, self.bridge_name)
+            take(owner, self.bridge_name, self.subnet)
             links.mend_bridge(self.bridge_name, self.subnet, owner)
 
     def _known_taps(self) -> set[str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # linux/if_tun.h and linux/sockios.h
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-_SIOCGIFADDR = 0x8915
+_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 # Of an engine that was killed, the last thread closes the tap: a moment after the first one is seen to be gone.
 _CLOSING_S, _POLL_S = 2.0, 0.002
 _ROUTES = Path("/proc/net/route")
@@ -49,12 +49,24 @@ def bridge_is_whole(name: str, subnet: Subnet, owner: Owner) -> bool:
 
 def address_of(name: str) -> str | None:
     """Return a link's first IPv4 address, None where it has none."""
+    return _asked(_SIOCGIFADDR, name)
+
+
+def _asked(number: int, name: str) -> str | None:
     request = struct.pack("=16s24x", name.encode())
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-            return socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24])
+            return socket.inet_ntoa(fcntl.ioctl(probe, number, request)[20:24])
     except OSError:
         return None
+
+
+def network_of(name: str) -> tuple[str, str] | None:
+    """Return the network of a link's first IPv4 address (CIDR), and that address; None where it has none."""
+    from ipaddress import IPv4Interface
+
+    address, netmask = address_of(name), _asked(_SIOCGIFNETMASK, name)
+    return (str(IPv4Interface(f"{address}/{netmask}").network), address) if address and netmask else None
 
 
 def bridge_mac(subnet: Subnet) -> str:

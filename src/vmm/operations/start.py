@@ -150,6 +150,7 @@ def _adopt(machine: Machine) -> bool:
 
 def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
     name = machine.name
+    _refuse_other_subnet(site, machine)
     restarts = machine.supervision.restarts if mode.again else 0
     supervision = Supervision(owner=mode.owner or Owner.SUPERVISOR, restarts=restarts)
     # What will outlive this process is recorded before it is made: from here on the row says that we are at it.
@@ -179,6 +180,18 @@ def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
     # Its disk is one that a guest has used now, and is never made anew.
     site.files.describe(started, site.store.forwards(name))
     return started
+
+
+def _refuse_other_subnet(site: Site, machine: Machine) -> None:
+    """Refuse a machine whose address the subnet has not: its frames would meet no rule, and no answer would come."""
+    address, subnet = machine.lease.address, site.subnet
+    if not subnet.holds(address):
+        raise ConflictError(
+            f"The machine {machine.name!r} has an address of another subnet.",
+            details=f"It holds {address}; the configuration says {subnet.cidr}, with the gateway {subnet.gateway}.",
+            resolution=f"Put the subnet back that it was created in (sudo vmm config set subnet ... gateway ...), or"
+            f" create it anew, without what is on its disk: sudo vmm delete {machine.name}",
+        )
 
 
 def _admit(site: Site, machine: Machine, supervision: Supervision, *, overcommit: bool) -> None:

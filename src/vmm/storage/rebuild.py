@@ -166,9 +166,8 @@ def text_of(directory: Path) -> str:
 def _check_address(machine: Machine, subnet: Subnet) -> None:
     from ipaddress import IPv4Address
 
-    network, address = subnet.network, IPv4Address(machine.lease.address)
-    taken = (network.network_address, network.broadcast_address, IPv4Address(subnet.gateway))
-    if address not in network or address in taken:
+    address = str(IPv4Address(machine.lease.address))
+    if not subnet.holds(address):
         raise _unusable(f"{address} is no address for a machine in {subnet.cidr}")
 
 
