@@ -6,6 +6,7 @@ from vmm import TYPE_CHECKING
 from vmm.host import cgroups, files
 from vmm.model.machine import EngineName, UnreadableRecord
 from vmm.model.site import Traces
+from vmm.storage import backup
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +62,7 @@ def sweep(site: HostSite) -> list[tuple[str, str]]:
     for directory in (*written, *machines, *library):
         swept = files.sweep_temporaries(directory)
         found += [(directory.name, f"the unfinished file {name} was left") for name in swept]
+    found += [("database", f"the unfinished copy {name} was left") for name in backup.sweep(paths.database)]
     # Last, for one that cannot be removed is an error.
     for machine_id in sorted(there.jails - ids):
         site.engine(EngineName.FIRECRACKER).clean_up(machine_id, jails=site.jails)

@@ -213,22 +213,61 @@ def put_in_place(draft: Path, database: Path) -> Path | None:
 
     Killed at any step, either the old one is in place or the new one, and nothing of the old one is lost.
     """
+    kept = database.with_name(f"{database.name}.damaged-{_stamp()}") if database.exists() else None
     with _told(database), _held(database):
-        kept = None
-        if database.exists():
-            kept = database.with_name(f"{database.name}.damaged-{_stamp()}")
-            os.link(database, kept)
-        for companion in _COMPANIONS:
-            beside = database.with_name(database.name + companion)
-            if beside.exists():
-                # Left in place, SQLite would play it back into the new one.
-                if kept is not None:
-                    os.link(beside, kept.with_name(kept.name + companion))
-                beside.unlink()
-        files.flush_directory(database.parent)
-        draft.replace(database)
-        files.flush_directory(database.parent)
+        try:
+            _put_in_place(draft, database, kept)
+        except BaseException:
+            if kept is not None and _is_same(kept, database):
+                _take_back(database, kept)
+            raise
     return kept
+
+
+def _put_in_place(draft: Path, database: Path, kept: Path | None) -> None:
+    if kept is not None:
+        os.link(database, kept)
+    for companion in _COMPANIONS:
+        beside = database.with_name(database.name + companion)
+        if beside.exists():
+            # Left in place, SQLite would play it back into the new one.
+            if kept is not None:
+                os.link(beside, kept.with_name(kept.name + companion))
+            beside.unlink()
+    files.flush_directory(database.parent)
+    draft.replace(database)
+    files.flush_directory(database.parent)
+
+
+def _take_back(database: Path, kept: Path) -> None:
+    """Undo what a restoration has done that came to nothing: its database is in place still, and has its journal."""
+    with contextlib.suppress(OSError):
+        for companion in _COMPANIONS:
+            second = kept.with_name(kept.name + companion)
+            if second.exists():
+                second.replace(database.with_name(database.name + companion))
+        kept.unlink()
+
+
+def sweep(database: Path) -> list[str]:
+    """Remove what copies and restorations that were killed have left beside the database; return the names."""
+    swept = [*files.sweep_staging(database.parent / "backups"), *files.sweep_staging(database.parent)]
+    for kept in sorted(database.parent.glob(f"{database.name}.damaged-*")):
+        # One with a journal may be all that completes a write that was cut off: it stays.
+        if _is_same(kept, database) and not any(kept.with_name(kept.name + each).exists() for each in _COMPANIONS):
+            with contextlib.suppress(OSError, StateError), _held(database):
+                # Not that of a restoration at work, which holds the database.
+                if _is_same(kept, database):
+                    kept.unlink()
+                    swept.append(kept.name)
+    return swept
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _text(raw: bytes) -> str:

@@ -1,5 +1,6 @@
 """Copies of the database, and one made again from what lies beside the disks."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from machines import a_machine, a_spec
 
 from vmm.errors import StateError, VmmError
+from vmm.host import files
 from vmm.model.limits import CPU_LIMIT, MEMORY_LIMIT_MIB, PIDS_LIMIT
 from vmm.model.machine import EngineName, Limits, Machine, MachineSpec, MachineState, ProcessIdentity, RestartPolicy
 from vmm.model.network import PortForward, Protocol, checked_subnet, lease_for
@@ -207,6 +209,49 @@ def test_a_restoration_that_is_killed_at_any_step_leaves_the_old_or_the_new(stor
     # What the killed ones had begun has gone with the last.
     assert not list(beside.glob(".*"))
     assert {entry.name for entry in beside.glob("vmm.db*")} == {"vmm.db", kept[0].name}
+
+
+@pytest.mark.fault(1, 17)
+def test_what_a_killed_copy_or_restoration_left_is_swept(store: SqliteStore) -> None:
+    copy = backup.save(store.path)
+    store.remove("b")
+    before = store.path.read_bytes()
+    beside, swept = store.path.parent, 0
+    for arguments in ((), (str(copy),)):
+        for step in range(1, 100):
+            code = in_child(COPY, str(store.path), str(step), *arguments)
+            swept += len(backup.sweep(store.path))
+            assert all(entry.name.startswith("vmm-") for entry in (beside / "backups").iterdir())
+            assert not list(beside.glob(".*"))
+            if store.path.read_bytes() == before:
+                assert [entry.name for entry in beside.glob("vmm.db*")] == ["vmm.db"]
+            else:
+                # What was replaced is kept, and no sweep takes it.
+                assert [entry.read_bytes() for entry in beside.glob("vmm.db.damaged-*")] == [before]
+                break
+            if code == 0:
+                break
+    assert swept > 4
+    assert store.path.read_bytes() != before
+
+
+@pytest.mark.fault(11, 17)
+def test_a_restoration_that_fails_leaves_the_old_with_its_journal_and_no_second_name(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = backup.save(store.path)
+    journal = cut_off(store.path)
+    halves = store.path.read_bytes(), journal.read_bytes()
+
+    def fails(_directory: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with backup.draft_of(copy, store.path) as draft:
+        monkeypatch.setattr(files, "flush_directory", fails)
+        with pytest.raises(StateError):
+            backup.put_in_place(draft, store.path)
+    assert (store.path.read_bytes(), journal.read_bytes()) == halves
+    assert {entry.name for entry in store.path.parent.glob("vmm.db*")} == {"vmm.db", "vmm.db-journal"}
 
 
 @pytest.mark.fault(17)
