@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmm.model.event import Event
+    from vmm.model.facts import Answer
     from vmm.model.image import Image, Kernel
     from vmm.model.network import PortForward
     from vmm.model.readiness import Check, SetupStep
@@ -141,6 +142,17 @@ def warnings(result: Started) -> None:
 
     for warning in result.warnings:
         complain(f"Warning: {hints.fit(warning)}")
+
+
+def troubles(answers: Sequence[Answer]) -> None:
+    """Say what of this host is not as machines need it, each with what mends it."""
+    if not answers:
+        return
+    from vmm.cli import hints
+
+    for answer in answers:
+        fix = f" To mend it: {hints.fit(answer.fix)}" if answer.fix else ""
+        complain(f"Warning: {answer.name}: {answer.proof}.{fix}")
 
 
 def events(found: Sequence[Event], output: str, *, stream: bool) -> None:

@@ -39,6 +39,7 @@ def setup_command(  # one parameter an option
     from vmm.app import require_root
     from vmm.app.setup import setup
     from vmm.cli import render
+    from vmm.model.facts import Moment, Standing
     from vmm.model.readiness import SetupRequest
 
     if (firecracker is not None) + mirror + no_firecracker > 1:
@@ -56,9 +57,17 @@ def setup_command(  # one parameter an option
         skip_network=no_network,
         force=force,
     )
-    steps = setup(given.site(), request, progress=given.progress())
+    site = given.site()
+    steps = setup(site, request, progress=given.progress())
     if not given.quiet or given.output == "json":
         render.setup_steps(steps, given.output)
+    # Without the network nothing was set up that these could be asked of.
+    answers = () if no_network else site.facts.ask(Moment.LOOK)
+    troubles = [answer for answer in answers if answer.standing is Standing.NOT_OK]
+    render.troubles(troubles)
+    if troubles:
+        given.say("All of it is in place; machines need what is said above mended first. All checks: vmm doctor")
+    else:
         given.say("This host is ready. Make a machine: sudo vmm run dev")
 
 

@@ -149,6 +149,11 @@ class FirecrackerEngine(Value):
 
 
 def _refuse_missing(binary: Path, what: str, resolution: str) -> None:
+    if binary.is_file() and os.statvfs(binary).f_flag & os.ST_NOEXEC:
+        from vmm.host import facts
+
+        found = facts.data_directory(binary)
+        raise EngineError(f"{what} cannot be run where it lies.", details=f"{found.proof}.", resolution=found.fix)
     if not os.access(binary, os.X_OK):
         raise EngineError(
             f"{what} is not on this host.",

@@ -86,6 +86,7 @@ def build(jail: Jail, plan: BootPlan) -> None:
     """
     try:
         refuse_unsafe(jail.base)
+        _refuse_mount(jail.base)
         demolish(jail)
         for directory in (jail.base, jail.directory.parent):
             files.make_dir(directory, mode=0o700)
@@ -226,6 +227,16 @@ def refuse_unsafe(base: Path) -> None:
                 details=f"{path} is {stat.filemode(there.st_mode)}, of user {there.st_uid}: others can write there.",
                 resolution=f"Make it root's alone (chown root {path}; chmod go-w {path}), or give another --data-dir.",
             )
+
+
+def _refuse_mount(base: Path) -> None:
+    """Raise HostError where neither devices nor programs of a jail would work, in the words of `vmm doctor`."""
+    if not os.statvfs(base).f_flag & (os.ST_NODEV | os.ST_NOEXEC):
+        return
+    from vmm.host import facts
+
+    found = facts.data_directory(base)
+    raise HostError("Jails do not work in this data directory.", details=f"{found.proof}.", resolution=found.fix)
 
 
 def _inside(plan: BootPlan) -> dict[str, object]:
