@@ -4,10 +4,10 @@ import json
 
 import nested_image
 import pytest
-from nested import OFFLINE, Nested
+from nested import OFFLINE, Nested, whole
 from nested_image import CHECKOUT, HOME
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, whole]
 
 
 def check(nested: Nested, name: str) -> dict:

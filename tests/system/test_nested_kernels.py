@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from debian_kernels import KERNELS, DebianKernel, fetched
 from hosts import sh, wait_for
-from nested import Nested
+from nested import Nested, whole
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, whole]
 
 # A machine that has rebooted once powers off.
 INIT = """#!/bin/busybox sh

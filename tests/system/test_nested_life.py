@@ -7,7 +7,7 @@ through all of it, test after test.
 import subprocess
 
 import pytest
-from nested import Nested
+from nested import Nested, whole
 
 pytestmark = pytest.mark.system
 
@@ -98,6 +98,7 @@ def test_systemctl_stop_of_its_unit_is_a_clean_stop(nested: Nested) -> None:
     assert nested.state("fc") == "stopped"
 
 
+@whole
 def test_limits_are_in_force_on_its_unit_and_its_stop_needs_none_of_them(nested: Nested) -> None:
     nested.vmm("set", "fc", "--cpu-limit", "0.8", "--memory-limit", "32", "--pids-limit", "16", "--io-write-bps", "2M")
     nested.start("fc")
@@ -128,6 +129,7 @@ def test_limits_are_in_force_on_its_unit_and_its_stop_needs_none_of_them(nested:
     nested.vmm("set", "fc", "--io-write-bps", "none")
 
 
+@whole
 @pytest.mark.fault(13)
 def test_each_end_is_told_apart_and_its_policy_holds(nested: Nested) -> None:
     nested.start("fc")
@@ -157,6 +159,7 @@ def test_each_end_is_told_apart_and_its_policy_holds(nested: Nested) -> None:
     assert nested.machine("fc")["restarts"] == 2
 
 
+@whole
 @pytest.mark.fault(4)
 def test_a_reboot_of_the_host_shuts_its_guest_down_and_brings_it_back(nested: Nested) -> None:
     """Without vmm.service nobody but the machine's own unit asks its guest, and nobody brings it back."""
@@ -171,6 +174,7 @@ def test_a_reboot_of_the_host_shuts_its_guest_down_and_brings_it_back(nested: Ne
     assert curl(nested, 8080) == "from inside\n"
 
 
+@whole
 @pytest.mark.fault(4)
 def test_after_the_plug_was_pulled_it_is_told_and_comes_back(nested: Nested) -> None:
     nested.guest("fc", "echo synced > /root/note; sync")
@@ -184,6 +188,7 @@ def test_after_the_plug_was_pulled_it_is_told_and_comes_back(nested: Nested) -> 
     assert nested.guest("fc", "cat /root/note") == "synced"
 
 
+@whole
 def test_a_power_off_is_a_stop_and_nothing_stays_of_what_is_deleted(nested: Nested) -> None:
     nested.guest("fc", "systemctl --no-block poweroff", check=False)
     nested.wait_state("fc", "stopped")
@@ -195,3 +200,16 @@ def test_a_power_off_is_a_stop_and_nothing_stays_of_what_is_deleted(nested: Nest
     )
     assert "fc" not in left.split()
     assert "vmm-0a4d" not in nested.shell("ip -o link")
+
+
+def test_deleted_while_it_runs_nothing_of_it_stays(nested: Nested) -> None:
+    nested.vmm("create", "gone")
+    nested.vmm("start", "gone", "--wait", "none")
+    tap = nested.machine("gone")["tap_device"]
+    nested.vmm("delete", "gone", "--force")
+    nested.wait("[ -z \"$(systemctl list-units --all --plain --no-legend 'vmm-gone-*')\" ]")
+    left = nested.shell(
+        "ls /var/lib/vmm/vms /var/lib/vmm/sockets /var/lib/vmm/jails/firecracker; ls -d /sys/fs/cgroup/vmm.slice/vmm-gone* 2>/dev/null; true"
+    )
+    assert "gone" not in left
+    assert tap not in nested.shell("ip -o link")

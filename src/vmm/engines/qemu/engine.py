@@ -112,7 +112,7 @@ class QemuEngine(Value):
 
 def arguments(binary: Path, plan: BootPlan, *, kvm: bool) -> list[str]:
     """Return qemu's argument list for a machine."""
-    machine, cpu, extra = _machine(kvm=kvm, memory_mib=plan.memory_mib)
+    machine, cpu, extra = _machine(kvm=kvm)
     argv = [
         str(binary),
         "-name", f"vmm-{plan.name}",
@@ -154,7 +154,7 @@ def _user(uid: int, *, newer: bool) -> list[str]:
     return ["-run-with", f"user={uid}:{uid}"] if newer else ["-runas", f"{uid}:{uid}"]
 
 
-def _machine(*, kvm: bool, memory_mib: int) -> tuple[list[str], list[str], str]:
+def _machine(*, kvm: bool) -> tuple[list[str], list[str], str]:
     """Return the machine's and the CPU's arguments, and what the kernel command line needs besides."""
     accelerator = "kvm" if kvm else "tcg"
     if platform.machine() == "aarch64":
@@ -168,21 +168,12 @@ def _machine(*, kvm: bool, memory_mib: int) -> tuple[list[str], list[str], str]:
     # pic=off: Linux programs no PIC on this machine type, so the PIT's interrupt would come as vector 0 and panic the
     # guest in silence (measured: 16 of 20 boots with qemu 10, one in 15 to 30 with 7.2; none of 30 and 75 without).
     return (
-        ["-M", "microvm,pit=on,pic=off,rtc=on", "-accel", f"tcg,thread=multi,tb-size={_translated_mib(memory_mib)}"],
+        ["-M", "microvm,pit=on,pic=off,rtc=on", "-accel", "tcg,thread=multi,tb-size=256"],
         ["-cpu", f"max,tsc-frequency={hertz}"],
         # reliable: the kernel checks the TSC against its tick, which comes late or not at all on a busy host. It then
         # gave up the TSC and counted ticks (measured with load: clocks 11 s behind at login, 22 s more in a minute).
         f" tsc_early_khz={hertz // 1000} tsc=reliable vmm.lapic_mult={_LAPIC_MULT}",
     )
-
-
-def _translated_mib(memory_mib: int) -> int:
-    """Return how much room (MiB) qemu has for translated code; when it is full, all of it is translated anew.
-
-    It takes what it fills. With 256 a machine of 6 GiB in which others ran was full every ten seconds. At most 2047:
-    qemu's own bound (tcg/region.c, MAX_CODE_GEN_BUFFER_SIZE).
-    """
-    return min(max(256, memory_mib // 4), 2047)
 
 
 def tsc_hz(cpuinfo: str) -> int:
