@@ -91,7 +91,8 @@ DEBIAN_13 = Recipe(
         ),
     ),
 )
-RECIPES = (DEBIAN_12, DEBIAN_13)
+# Those of a usual run; Debian 13 is for one that asks for all of it (`nested.whole`).
+RECIPES = (DEBIAN_12, DEBIAN_13) if os.environ.get("VMM_TEST_NESTED") == "whole" else (DEBIAN_12,)
 
 
 @dataclass(frozen=True)
