@@ -99,8 +99,8 @@ def _refuse_moving(wanted: Config) -> None:
         raise ConflictError(
             f"Machines hold addresses that {subnet.cidr} with the gateway {subnet.gateway} has not.",
             details=f"{held}{more}. An address stays with its machine until the machine is deleted.",
-            resolution="Choose a subnet that has their addresses, or delete them, and their disks with them:"
-            " sudo vmm delete NAME. Nothing was changed.",
+            resolution="Nothing was changed. Choose a subnet that has their addresses, or delete them, and their disks"
+            " with them: sudo vmm delete NAME",
         )
     try:
         site.network.refuse_moved()
@@ -108,7 +108,7 @@ def _refuse_moving(wanted: Config) -> None:
         raise ConflictError(
             "Machines run on the network that this would change.",
             details=f"{error.brief} {error.details}",
-            resolution="Stop them first: sudo vmm stop --all. Nothing was changed.",
+            resolution="Nothing was changed. Stop them first: sudo vmm stop --all",
         ) from error
 
 

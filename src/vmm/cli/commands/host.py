@@ -10,6 +10,7 @@ from vmm.cli.options import Command, FilePath, Seconds, settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm.app import HostSite
     from vmm.operations.together import Outcome
 
 
@@ -39,7 +40,6 @@ def setup_command(  # one parameter an option
     from vmm.app import require_root
     from vmm.app.setup import setup
     from vmm.cli import render
-    from vmm.model.facts import Moment, Standing
     from vmm.model.readiness import SetupRequest
 
     if (firecracker is not None) + mirror + no_firecracker > 1:
@@ -61,14 +61,21 @@ def setup_command(  # one parameter an option
     steps = setup(site, request, progress=given.progress())
     if not given.quiet or given.output == "json":
         render.setup_steps(steps, given.output)
-    # Without the network nothing was set up that these could be asked of.
-    answers = () if no_network else site.facts.ask(Moment.LOOK)
-    troubles = [answer for answer in answers if answer.standing is Standing.NOT_OK]
+    # Without the network nothing was set up that the host could be asked of.
+    if no_network or _is_as_needed(site):
+        given.say("This host is ready. Make a machine: sudo vmm run dev")
+
+
+def _is_as_needed(site: "HostSite") -> bool:
+    """Ask what machines need of this host, as doctor does, and say what is not so."""
+    from vmm.cli import render
+    from vmm.model.facts import Moment, Standing
+
+    troubles = [answer for answer in site.facts.ask(Moment.LOOK) if answer.standing is Standing.NOT_OK]
     render.troubles(troubles)
     if troubles:
-        given.say("All of it is in place; machines need what is said above mended first. All checks: vmm doctor")
-    else:
-        given.say("This host is ready. Make a machine: sudo vmm run dev")
+        settings().say("All is in place; machines need what is said above mended first. All checks: vmm doctor")
+    return not troubles
 
 
 @click.command("doctor", cls=Command)
