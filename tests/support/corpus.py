@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hosts import LIBRARY, sh
 
 CACHE = LIBRARY.with_name(f"{LIBRARY.name}-roots")
 _SUITE = "trixie"
+_ONE_AT_A_TIME = threading.Lock()
 _EXCLUDED = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "locale", "doc")]
 # One tree for all that boot with systemd: what a root does is decided by what is enabled in it.
 _SYSTEMD = (
@@ -23,6 +25,11 @@ _CLOUD = ("main", "local", "network")
 
 def _base(packages: tuple[str, ...]) -> Path:
     """Return the archive of a tree with these packages, as the registry has them."""
+    with _ONE_AT_A_TIME:
+        return _made(packages)
+
+
+def _made(packages: tuple[str, ...]) -> Path:
     key = hashlib.sha256(" ".join((_SUITE, *packages)).encode()).hexdigest()[:12]
     archive = CACHE / f"{key}.tar"
     if not archive.exists():
@@ -133,3 +140,8 @@ ROOTS: dict[str, Callable[[Path], None]] = {
 
 def remove(tree: Path) -> None:
     shutil.rmtree(tree, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    for each in (_SYSTEMD, _OPENRC):
+        print(f"    {_base(each)}")

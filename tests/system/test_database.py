@@ -815,6 +815,8 @@ def test_on_a_full_state_directory_machines_are_seen_stopped_and_deleted(tiny: H
         tiny.vmm("db", "backup")
         tiny.vmm("delete", "-f", "c")
         wait_for(lambda: tiny.processes() == [], what="the supervisor's end")
+        # By the id that goes with this disk.
+        tiny.vmm("teardown")
 
 
 @pytest.mark.fault(11, 19)
@@ -937,3 +939,4 @@ def test_a_start_that_cannot_be_recorded_as_running_is_not_undone(tiny: Host) ->
             filler.unlink()
         tiny.vmm("delete", "m")
         wait_for(lambda: tiny.processes() == [], what="the supervisor's end")
+        tiny.vmm("teardown")

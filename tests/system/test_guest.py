@@ -419,6 +419,7 @@ def test_a_data_directory_with_every_awkward_character(shared_host: Host, tmp_pa
         (awkward.data_dir / part).symlink_to(shared_host.data_dir / part)
     # Another database gives the same addresses; theirs must not be running.
     shared_host.vmm("stop", "--all")
+    shared_host.vmm("teardown")
     awkward.vmm("create", "m", "--engine", "qemu", "--cpus", "2")
     awkward.vmm("start", "m", "--wait", "ssh")
     assert awkward.machine("m")["state"] == "running"
@@ -428,3 +429,4 @@ def test_a_data_directory_with_every_awkward_character(shared_host: Host, tmp_pa
     assert (awkward.data_dir / "logs" / "m.log").stat().st_mode & 0o077 == 0
     awkward.vmm("delete", "m")
     wait_for(lambda: awkward.processes() == [], what="the end of the supervisor")
+    awkward.vmm("teardown")

@@ -228,7 +228,7 @@ def test_a_unit_of_ones_own_may_hold_a_machine(tiny: Container) -> None:
     tiny.run("vmm", "start", "own", "--wait", "ssh")
     # All of the unit's processes are sent SIGTERM; the guest is asked all the same, and has its time.
     tiny.run("systemctl", "stop", "own")
-    assert "reboot: Power down" in tiny.run("vmm", "console", "own").stdout
+    assert "vmm: the guest powers off" in tiny.run("vmm", "console", "own").stdout
     assert tiny.run("systemctl", "is-failed", "own", check=False).stdout.strip() != "failed"
     assert kinds(tiny, "own")[-1] == "stopped"
     assert shown(tiny, "own")["state"] == "stopped"
@@ -260,7 +260,7 @@ def test_machines_come_back_after_a_reboot_unless_stopped(tiny: Container) -> No
     banner = "import socket; print(socket.create_connection(('127.0.0.1', 2222), 10).recv(4).decode())"
     assert container.run("python3", "-c", banner).stdout == "SSH-\n"
     console = container.run("vmm", "console", "back", "--full").stdout
-    assert "reboot: Power down" in console
+    assert "vmm: the guest powers off" in console
 
 
 @pytest.mark.fault(4)

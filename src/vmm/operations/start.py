@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.model.facts import Answer
-    from vmm.model.site import Site
+    from vmm.model.site import Engine, Site
 
 # The engine's own start takes tens of milliseconds (lab notes: 46 ms), and 20 s on a host that is itself emulated;
 # this bounds one that hangs. One that ends is noticed at once.
@@ -171,7 +171,7 @@ def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
         site.store.record(name, MachineState.STARTING, process=process, started_at=started_at)
         if mode.wait is not Wait.NONE:
             limit = min(mode.timeout_s or ENGINE_TIMEOUT_S, ENGINE_TIMEOUT_S)
-            engine.await_running(plan, process, timeout_s=limit)
+            _await_running(site, engine, plan, process, timeout_s=limit, again=mode.again)
         _record_running(site, machine, process, started_at, restarts=restarts)
     except BaseException as error:
         if spawning or not _runs_all_along(site, machine):
@@ -181,6 +181,19 @@ def _boot(site: Site, machine: Machine, mode: Mode) -> Machine:
     # Its disk is one that a guest has used now, and is never made anew.
     site.files.describe(started, site.store.forwards(name))
     return started
+
+
+def _await_running(
+    site: Site, engine: Engine, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float, again: bool
+) -> None:
+    """Wait until the engine runs its guest; how one ended that was started again, its last words tell its policy."""
+    from vmm.model.last_words import last_word
+
+    try:
+        engine.await_running(plan, process, timeout_s=timeout_s)
+    except EngineError:
+        if not again or last_word(site.files.last_words(plan.name)) is None:
+            raise
 
 
 def _refuse_other_subnet(site: Site, machine: Machine) -> None:
