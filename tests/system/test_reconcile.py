@@ -403,7 +403,7 @@ def test_reconciles_at_once_with_each_other_and_with_starts_and_stops_are_in_no_
             assert (row["tap_device"] in table) == (row["state"] == "running"), row["name"]
 
 
-HANDLE = "nft -a list chain ip vmm forward | sed -n '/169.254/s/.*# handle //p'"
+HANDLE = "nft -a list chain ip vmm leaving | sed -n '/169.254/s/.*# handle //p'"
 DAMAGES = {
     "the whole ruleset flushed": ["nft flush ruleset"],
     "one table deleted": ["nft delete table ip vmm"],
@@ -418,7 +418,7 @@ DAMAGES = {
     "a stranger's forward": ["nft add element ip vmm ports { tcp . 99 : 172.16.0.2 . 99 }"],
     "a chain emptied": ["nft flush chain ip vmm forward"],
     "a rule added": ["nft insert rule ip vmm forward accept"],
-    "a rule replaced by another": [f"nft replace rule ip vmm forward handle $({HANDLE}) ip saddr 172.16.0.2 accept"],
+    "a rule replaced by another": [f"nft replace rule ip vmm leaving handle $({HANDLE}) ip saddr 172.16.0.2 accept"],
     "all at once": ["nft flush ruleset", "ip link del vmm-br0"],
 }
 
@@ -434,6 +434,7 @@ def two(stocked: Host) -> Iterator[Host]:
     for name in ("one", "two"):
         stocked.start(name)
     # It would put back most of it within a second, before anyone else could notice.
+    wait_for(stocked.supervisors, what="its supervisor")
     watching = stocked.supervisors()
     for pid in watching:
         os.kill(pid, signal.SIGSTOP)
