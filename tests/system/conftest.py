@@ -1,5 +1,6 @@
 """What system tests share: hosts in namespaces of their own, and the tiny guest."""
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -41,6 +42,26 @@ def _no_cgroup_stays() -> Iterator[None]:
     # Another run may be at work beside this one (scripts/test): a group of its machines has processes, and what a
     # machine of ours leaves running is found by its host.
     wait_for(lambda: empty(groups()) <= before, timeout=5, what=f"the end of {empty(groups()) - before}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_stays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One that stays takes the time of every test behind it: a supervisor with thousands of machines to settle did."""
+    base = f"{tmp_path_factory.getbasetemp()}/"
+    yield
+    wait_for(lambda: not naming(base), timeout=5, what=f"the end of {naming(base)}")
+
+
+def naming(path: str) -> list[str]:
+    """Return the command lines of processes that name a path."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if path in line:
+                    found.append(f"{entry.name}: {line}")
+    return found
 
 
 def empty(found: Iterable[Path]) -> set[Path]:
