@@ -352,3 +352,16 @@ def test_a_step_that_takes_too_long_is_ended_and_said(root: Root) -> None:
     assert any(re.search("forget_container took too long", line) for line in root.said), root.said
     assert root.read("etc/hostname") == "dev\n"
     assert root.read("root/.ssh/authorized_keys") == f"{KEY}\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "stays"),
+    [("usr/lib/systemd/systemd", "yes"), ("usr/local/bin/begin", "yes"), ("usr/sbin/openrc-init", "no")],
+)
+def test_only_systemds_programs_find_what_says_that_it_runs(root: Root, program: str, stays: str) -> None:
+    """Debian's init scripts ask systemd to start what they are to start where /run/systemd/system is (sd_booted(3))."""
+    root.write(program, "#!/bin/sh\nexec systemd\n" if "local" in program else "\x7fELF", 0o755)
+    (root / "sbin").mkdir()
+    (root / "sbin/init").symlink_to(f"/{program}")
+    root.boot("[ -d /run/systemd/system ] && echo yes || echo no")
+    assert root.found == stays

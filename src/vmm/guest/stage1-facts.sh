@@ -337,11 +337,19 @@ disk_uuid() {
 }
 disk_label() { $b dd if="$disk" bs=1 skip=1144 count=16 | $b tr -d '\000'; }
 
+# Whether an init is systemd, or a script that may become it. Another's programs must not find what says that systemd runs
+# (sd_booted(3)): Debian's init scripts would ask it to start what they are to start.
+is_systemd() {
+	case $1 in */systemd) return ;; esac
+	[ "$($b head -c 2 "$1")" = "#!" ]
+}
+
 # The kernel's own list of inits, and systemd's place.
 find_init() {
 	for init in $inits; do
 		if [ -f "$init" ] && [ -x "$init" ]; then
 			echo "$init" >$v/init
+			is_systemd "$($b realpath "$init")" || $b rm -rf /run/systemd/system
 			return
 		fi
 	done
