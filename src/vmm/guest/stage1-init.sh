@@ -43,8 +43,16 @@ open_channels() {
 
 load_modules() {
 	for module in /modules/*; do
-		[ -e "$module" ] && { $b insmod "$module" 2>/dev/null || say "module ${module##*/} was not loaded"; }
+		case $module in *-cdrom.ko | *-isofs.ko) continue ;; esac
+		[ -e "$module" ] && load "$module"
 	done
+}
+load() { $b insmod "$1" 2>/dev/null || say "module ${1##*/} was not loaded"; }
+
+# A second disk is the seed of cloud-init, an ISO 9660 file system.
+load_seed_modules() {
+	[ -e /sys/class/block/vdb ] || return
+	for module in /modules/*-cdrom.ko /modules/*-isofs.ko; do [ -e "$module" ] && load "$module"; done
 }
 
 read_command_line() {
@@ -178,6 +186,7 @@ load_modules
 read_command_line
 check_timer
 await_disk
+load_seed_modules
 bring_up_network
 mount_root
 grow_root

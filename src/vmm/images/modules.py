@@ -10,6 +10,9 @@ from vmm.images.packed import packing_of, unpacked
 
 # What stage-1 needs; each brings what it depends on. A kernel may have any of them built in.
 WANTED = ("virtio_mmio", "virtio_blk", "virtio_net", "ext4")
+# The file system of a seed disk (`--user-data`), which a root without this kernel's own modules could not read. Loaded
+# where there is such a disk; a kernel without it boots all the same.
+SEED = "isofs"
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 # The largest that distributions ship have 20 MiB, unpacked and with what debuggers want.
 _MOST_BYTES = 64 * 1024 * 1024
@@ -36,7 +39,7 @@ def in_load_order(tree: Path) -> list[tuple[str, bytes]]:
     available = {_module_name(path): path for suffix in _SUFFIXES for path in (tree / "kernel").rglob(f"*{suffix}")}
     builtin = _builtin(tree)
     ordered: dict[str, bytes] = {}
-    for name in WANTED:
+    for name in (*WANTED, *([SEED] if SEED in available else [])):
         _add(name, available, builtin, ordered)
     return [(f"{name}.ko", content) for name, content in ordered.items()]
 

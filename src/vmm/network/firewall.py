@@ -24,6 +24,7 @@ from vmm.errors import HostError, NetworkError
 from vmm.host import process
 from vmm.model.value import Value
 from vmm.network import tables
+from vmm.network.listing import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -169,15 +170,15 @@ class Firewall(Value):
 def _whose(family: str, mark: str, owner: str) -> Whose:
     try:
         # Without what is in its sets and maps, which may be thousands.
-        listing = process.run(["nft", "--terse", "list", "table", family, "vmm"], check=False)
+        found = listed(family, "--terse")
     except HostError as error:
         raise _no_nft(error) from error
-    if listing.code != 0:
+    if found is None:
         return Whose.NOBODYS
-    owners = re.findall(r"^\s*chain (of_[0-9a-f]{16}) \{", listing.stdout, re.MULTILINE)
+    owners = re.findall(r"^\s*chain (of_[0-9a-f]{16}) \{", found, re.MULTILINE)
     if owners:
         return Whose.OURS if owners == [owner] else Whose.OTHER
-    return Whose.BEFORE if mark in listing.stdout else Whose.FOREIGN
+    return Whose.BEFORE if mark in found else Whose.FOREIGN
 
 
 def _has_ipv6() -> bool:

@@ -6,6 +6,7 @@ import json
 
 from vmm import TYPE_CHECKING
 from vmm.host import process
+from vmm.network.listing import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -36,11 +37,11 @@ def differences(wanted: Elements, counts: Mapping[tuple[str, str], int], rules: 
     """
     found: list[str] = []
     for family in dict.fromkeys(family for family, _ in counts):
-        listing = process.run(["nft", "-j", "list", "table", family, "vmm"], check=False)
-        if listing.code != 0:
+        listing = listed(family, "-j")
+        if listing is None:
             found.append(f"the firewall's table {family} vmm was gone")
             continue
-        entries = json.loads(listing.stdout)["nftables"]
+        entries = json.loads(listing)["nftables"]
         has, standing = _elements(family, entries), _rules(entries)
         for key, count in counts.items():
             there = standing.get(key, [])

@@ -202,6 +202,10 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
                            ("net_failover.ko", "virtio_net.ko"), ("virtio.ko", "virtio_mmio.ko")):  # fmt: skip
         assert order.index(earlier) < order.index(later)
     assert "ext4.ko" not in order
+    # What reads a seed disk, where the tree has it: behind all else.
+    for name, depends in (("isofs", "cdrom"), ("cdrom", "")):
+        (drivers / f"{name}.ko").write_bytes(a_module(depends))
+    assert [name for name, _ in in_load_order(tree)] == [*order, "cdrom.ko", "isofs.ko"]
     (drivers / "virtio_net.ko").unlink()
     with pytest.raises(ImageError, match="virtio_net is missing"):
         in_load_order(tree)
