@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -265,3 +266,28 @@ def test_unmarked_taps_of_machines_that_are_not_known_here_are_not_taken(first: 
         second.vmm("teardown", check=False)
         assert everything(first)[0] == before[0]
     first.vmm("stop", "--force", "a")
+
+
+# Prints whose the tables are, 100 times, while one process makes them anew and another one makes and flushes them.
+LOOKS = """
+import subprocess, sys
+from pathlib import Path
+from vmm.model.network import Subnet
+from vmm.network.firewall import Firewall
+subnet = Subnet(cidr="10.1.0.0/16", gateway="10.1.0.1")
+firewall = Firewall(bridge="vmm-br1", subnet=subnet, owner="of_0123456789abcdef")
+enough, tables = Path(sys.argv[1], "enough"), Path(sys.argv[1], "tables")
+tables.write_text(firewall._tables())
+loop = f"until [ -e {enough} ]; do nft -f {tables}; %s; done"
+loops = [subprocess.Popen(["sh", "-c", loop % also]) for also in ("true", "nft flush ruleset")]
+print(*sorted({firewall.whose().name for _ in range(100)}))
+enough.touch()
+for each in loops:
+    each.wait()
+"""
+
+
+def test_a_table_that_is_being_made_is_not_a_strangers(first: Host, tmp_path: Path) -> None:
+    """nft lists it now and then as one without anything in it: a start beside a reconcile was refused for that."""
+    assert first.run(sys.executable, "-c", LOOKS, str(tmp_path), timeout=120).stdout.split() == ["NOBODYS", "OURS"]
+    first.run("nft", "flush", "ruleset")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +101,10 @@ def test_a_name_in_a_progress_bar_is_no_markup(monkeypatch: pytest.MonkeyPatch) 
         with OnTerminal().step(f"Copying {EVIL}"):
             pass
         OnTerminal().note(EVIL)
-        shown = os.read(ours, 65536).decode(errors="replace")
+        # A terminal gives what was written in parts, and in its own time.
+        shown = ""
+        while not ("PWNED" in shown and "[/red]" in shown) and select.select([ours], [], [], 5)[0]:
+            shown += os.read(ours, 65536).decode(errors="replace")
     os.close(ours)
     assert "PWNED" in shown
     assert "[/red]" in shown
