@@ -5,10 +5,12 @@ import os
 import shlex
 from collections.abc import Iterator
 from ipaddress import IPv4Address
+from pathlib import Path
 
+import firewalls
 import pytest
 from frames import IPV4, Guest, ethernet, inside, ipv4, udp
-from hosts import OUTSIDE_WORLD, SMALL, Host, a_host, serving, the_world
+from hosts import OUTSIDE_WORLD, SMALL, Host, a_host, serving, the_world, wait_for
 
 from conftest import add_tiny
 from vmm.app import open_site
@@ -126,3 +128,43 @@ def test_a_chain_of_nftables_that_drops_is_seen_by_all_and_the_command_that_mend
     assert reaches_the_world(clean)
     assert "forward policy" not in clean.vmm("start", "m").stderr
     assert clean.vmm("reconcile").stdout == "All is as it is remembered.\n"
+
+
+def test_ufw_enabled_later_is_seen_and_mended(clean: Host, tmp_path: Path) -> None:
+    ufw = firewalls.ufw(clean, tmp_path)
+    ufw("--force", "enable")
+    # The supervisor sees it, where doctor and reconcile do not come before it.
+    log = clean.data_dir / "logs/supervisor.log"
+    wait_for(lambda: "FORWARD (table filter) drops" in log.read_text(), what="the supervisor's look")
+    assert reaches_the_world(clean)
+    # What it does to its own rules leaves vmm's.
+    for words in (("reload",), ("default", "reject", "routed"), ("limit", "22/tcp"), ("logging", "full")):
+        ufw(*words)
+        assert (reaches_the_world(clean), check(clean, "forward policy")["status"]) == (True, "ok"), words
+    ufw("disable")
+    assert reaches_the_world(clean)
+
+
+def test_ufw_that_was_there_first_keeps_no_machine_from_the_world(clean: Host, tmp_path: Path) -> None:
+    ufw = firewalls.ufw(clean, tmp_path)
+    ufw("--force", "enable")
+    clean.vmm("stop", "m", "--force")
+    assert "forward policy" not in clean.vmm("start", "m").stderr
+    assert reaches_the_world(clean)
+    ufw("route", "deny", "out", "on", "up0")
+    ufw("disable")
+
+
+def test_firewalld_is_seen_and_its_own_command_mends_it(clean: Host, tmp_path: Path) -> None:
+    with firewalls.firewalld(clean, tmp_path) as client:
+        assert not reaches_the_world(clean)
+        row = check(clean, "forward policy")
+        assert row["status"] == "warning"
+        assert row["fix"].replace("sudo ", "") in clean.vmm("start", "m").stderr
+        for command in row["fix"].split(" && "):
+            words = shlex.split(command)
+            assert words[:2] == ["sudo", "firewall-cmd"]
+            client(*words[2:])
+        assert reaches_the_world(clean)
+        assert check(clean, "forward policy")["status"] == "ok"
+        assert clean.vmm("reconcile").stdout == "All is as it is remembered.\n"
