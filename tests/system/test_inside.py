@@ -201,8 +201,28 @@ def test_a_user_with_many_keys_offers_the_machines_own_alone(m: Host, place: Pat
     assert as_nobody(m, "exec", "m", "--", "true", extra={"HOME": str(home)}).returncode == 0
     nowhere = {"HOME": str(place)}
     assert as_nobody(m, "exec", "m", "-i", f"{home}/.ssh/own", "--", "true", extra=nowhere).returncode == 0
-    assert as_nobody(m, "exec", "m", "--", "true", extra=nowhere).returncode == 255
+    refused = as_nobody(m, "exec", "m", "--", "true", extra=nowhere)
+    assert refused.returncode == 255
+    assert "No key of yours is one that m was given" in refused.stderr
+    assert f"To be let in: sudo vmm --data-dir {m.data_dir} ssh m (" in refused.stderr
     assert "cannot be read" in as_nobody(m, "exec", "m", "-i", "/nosuch", "--", "true", extra=nowhere).stderr
+
+
+def test_a_machine_that_was_given_no_key_does_not_meet_all_that_an_agent_has(m: Host, place: Path) -> None:
+    directory = place / "bare"
+    directory.mkdir()
+    os.chown(directory, 65534, 65534)
+    m.vmm("create", "bare", *SMALL)
+    m.vmm("start", "bare")
+    keys = [make_key(directory / f"other{number}") for number in range(7)]
+    with a_stand_in(m, "bare", place, address="172.16.0.3"), an_agent(directory, keys) as socket:
+        extra = {"SSH_AUTH_SOCK": socket, "HOME": str(directory)}
+        refused = as_nobody(m, "exec", "bare", "--", "true", extra=extra)
+    m.vmm("delete", "--force", "bare")
+    assert refused.returncode == 255
+    assert "Permission denied" in refused.stderr
+    assert "Too many" not in refused.stderr
+    assert "No key of yours is one that bare was given" in refused.stderr
 
 
 # A guest that says no end

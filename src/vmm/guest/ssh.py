@@ -157,11 +157,12 @@ class SshGuest(Value):
         managed = self.key.private if self._can_read_key() else None
         if managed is not None and user == "root":
             return _offering([managed])
-        own = self._own_keys(machine)
-        if managed is None and not machine.spec.ssh_keys:
-            # It was given no key of anyone's: its image may have brought one, of which nobody here knows.
-            return []
-        return _offering([*([managed] if managed is not None else []), *own])
+        # Without any, ssh offers those of the user's home by its own names: the image may have brought one of them.
+        return _offering([*([managed] if managed is not None else []), *self._own_keys(machine)])
+
+    def has_key(self, machine: Machine, session: Session) -> bool:
+        """Whether whoever asks has a key that the machine was given, or names one."""
+        return session.identity is not None or self._can_read_key() or bool(self._own_keys(machine))
 
     def _own_keys(self, machine: Machine) -> list[Path]:
         """Return a file for each key that the machine was given and the user has: the private one of their home's.

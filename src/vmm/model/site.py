@@ -246,6 +246,10 @@ class Guest(Protocol):
         """Return the argument list of the system's ssh that reaches this machine and checks its host key strictly."""
         ...
 
+    def has_key(self, machine: Machine, session: Session) -> bool:
+        """Whether whoever asks has a key that the machine was given, or names one."""
+        ...
+
 
 class Units(Protocol):
     """Machines as transient units of this host's systemd."""

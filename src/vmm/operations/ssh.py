@@ -30,6 +30,16 @@ def ssh_command(site: Site, name: str, session: Session = SHELL) -> list[str]:
     return site.guest.ssh_command(machine, session)
 
 
+def missing_key(site: Site, name: str, session: Session) -> str | None:
+    """Return what to say to someone whom the machine will hardly let in: ssh itself says "Permission denied" alone."""
+    if site.guest.has_key(site.store.machine(name), session):
+        return None
+    return (
+        f"No key of yours is one that {name} was given; what else there is in ~/.ssh is offered. To be let in:"
+        f" sudo vmm ssh {name} (a machine is given a key of yours with `create --ssh-key ~/.ssh/id_ed25519.pub`)"
+    )
+
+
 def check(session: Session) -> None:
     """Raise UsageError for a session that can never be had: before anything is made for it."""
     names.valid_user(session.user)

@@ -52,9 +52,10 @@ def exec_command(name: str, start_it: bool, **given: Any) -> None:  # noqa: ANN4
 
 
 def _become(name: str, given: dict[str, Any], *, start_it: bool, asks_terminal: bool) -> None:
+    from vmm.cli import hints, output
     from vmm.host.process import replace
     from vmm.model.names import valid_name
-    from vmm.operations.ssh import await_boot, check
+    from vmm.operations.ssh import await_boot, check, missing_key
     from vmm.operations.ssh import ssh_command as argv_for
 
     session = session_of(given, asks_terminal=asks_terminal)
@@ -65,6 +66,9 @@ def _become(name: str, given: dict[str, Any], *, start_it: bool, asks_terminal: 
     site = settings().site(read_only=True)
     argv = argv_for(site, name, session)  # before the wait: what ssh could not be called with is told at once
     await_boot(site, name, progress=settings().progress())
+    missing = missing_key(site, name, session)
+    if missing is not None:
+        output.complain(f"Warning: {hints.fit(missing)}")
     replace(argv)
 
 
