@@ -3,7 +3,7 @@
 The first part of a path says how it is served: `good`; `cut` ends the first answer to each file half-way and honours
 Range afterwards; `forever` always ends half-way; `slow` trickles. `refuses` ends half-way and then answers Range with
 416, `other` with another part than was asked for. `short`, `long` and `odd` lie about the length, `endless` names none
-and never ends. `error` and `unavailable` are 500 and 503. `drip` and `drip-head` send a byte now and then, of the content or of the head, without end. Those in
+and never ends. As a proxy it serves what is asked of any host by http, and refuses tunnels. `error` and `unavailable` are 500 and 503. `drip` and `drip-head` send a byte now and then, of the content or of the head, without end. Those in
 REDIRECTS lead elsewhere. Checksums (.txt) are served well, but where the mode ends in `-all`.
 """
 
@@ -26,7 +26,20 @@ _asked: set[str] = set()
 class Answer(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_CONNECT(self) -> None:
+        self._asked_of("")
+        self._head(403, 0, {})
+
+    def _asked_of(self, host: str) -> None:
+        with (ROOT / "proxied").open("a") as log:
+            log.write(f"{host}{self.path}\n")
+
     def do_GET(self) -> None:
+        if self.path.startswith("http://"):
+            # As from a proxy.
+            host, _, rest = self.path.removeprefix("http://").partition("/")
+            self.path = f"/{rest}"
+            self._asked_of(host)
         mode, _, name = self.path.strip("/").partition("/")
         path = ROOT / name
         if mode in REDIRECTS:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import tiny_kernel
-from hosts import LIBRARY, SMALL, Host, serving, sh, wait_for
+from hosts import LIBRARY, SMALL, VMM, Host, serving, sh, wait_for
 
 from conftest import add_tiny
 from vmm.engines.firecracker import releases
@@ -156,6 +156,29 @@ def test_the_release_with_its_published_checksum(bare: Host, released: Path) -> 
     (bare.data_dir / "bin" / "firecracker").write_bytes(b"damaged")
     assert "done" in bare.vmm(*ONLY_ENGINE).stdout
     assert installed(bare) == ["firecracker", "firecracker.json", "jailer"]
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_a_proxy_is_asked_for_the_release(bare: Host, released: Path, variable: str) -> None:
+    bare.vmm("config", "set", "firecracker_url", "http://releases.example/good")
+    said = bare.fails(*ONLY_ENGINE)
+    assert "releases.example" in said
+    assert f"release {releases.NEWEST}" in bare.vmm(*ONLY_ENGINE, extra={variable: "http://127.0.0.1:8099"}).stdout
+    asked = (released.parent / "proxied").read_text().splitlines()
+    assert f"releases.example/good/v{releases.NEWEST}/{ARCHIVE}" in asked
+
+
+@pytest.mark.parametrize("verb", ["kernel", "image"])
+def test_a_proxy_is_asked_for_packages(bare: Host, released: Path, verb: str) -> None:
+    """It serves none of them; a host that knows of no package yet asks for their lists first."""
+    words = 'mount -t tmpfs vmmtest /var/lib/apt/lists && mkdir /var/lib/apt/lists/partial && exec "$@"'
+    argv = [*bare.prefix, "unshare", "--mount", "sh", "-c", words, "sh", *VMM, verb, "pull", "--force"]
+    proxies = dict.fromkeys(("HTTP_PROXY", "https_proxy"), "http://127.0.0.1:8099")
+    done = sh(*argv, check=False, env={**bare.environment, **proxies})
+    assert done.returncode == 1
+    assert "To mend it: " in done.stderr
+    asked = (released.parent / "proxied").read_text().split()
+    assert [line for line in asked if line.endswith(("InRelease", ":443"))], asked
 
 
 @pytest.mark.fault(10)
