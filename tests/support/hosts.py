@@ -28,6 +28,8 @@ METADATA = "169.254.169.254"
 
 def sh(*argv: str, check: bool = True, timeout: float = 120, **kwargs) -> subprocess.CompletedProcess[str]:
     """Run a program of the host's and return what it said."""
+    # A guest's bytes may come with it, as from a start in the foreground.
+    kwargs.setdefault("errors", "replace")
     done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False, **kwargs)
     assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

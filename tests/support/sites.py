@@ -319,6 +319,9 @@ class FakeEngine:
         if self.fails:
             raise self.fails
 
+    def is_hollow(self, process) -> bool:
+        return False
+
     def press_power_button(self, socket) -> bool:
         self.log.do("button")
         if self.honours_button:

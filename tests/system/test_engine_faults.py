@@ -3,11 +3,14 @@
 The real ones are used for what they can do; a stand-in (tests/support/bad_engine.py) for what no real one would.
 """
 
+import concurrent.futures
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -16,9 +19,11 @@ from pathlib import Path
 
 import bad_engine
 import pytest
+import tiny_kernel
 from hosts import LIBRARY, SMALL, VMM, Host, is_running, sh, wait_for
 
-from conftest import add_tiny
+from conftest import add_kernel, add_tiny
+from vmm.engines.firecracker import api
 from vmm.engines.firecracker.engine import FirecrackerEngine
 from vmm.engines.qemu.engine import QemuEngine
 from vmm.errors import EngineError
@@ -332,3 +337,41 @@ def kill_all(machine_id: str) -> int:
         except ProcessLookupError:
             continue
     return len(pids)
+
+
+@pytest.mark.fault(46)
+def test_a_guest_that_ends_while_its_engine_is_asked_has_ended(lab: Host, tmp_path: Path) -> None:
+    """Firecracker waits for ever then: its API for an answer, and whoever would give it for the API's end."""
+    # Its last word says nothing of an end: there is only its engine to see that by.
+    add_kernel(lab, tmp_path, "resets", tiny_kernel.build(tiny_kernel.Then.RESET, last=b"bye\n"))
+    lab.vmm("create", "m", *SMALL[2:], "--kernel", "resets", "--restart", "no")
+    stuck = 0
+    for _ in range(8):
+        pid = lab.start("m")
+        wait_for(lambda: "tiny guest" in lab.console("m").rpartition(" ===\n")[2], what="the guest")
+        with asked_without_end(lab.data_dir / "sockets" / "m.sock"):
+            lab.press("m")
+            time.sleep(0.3)
+        stuck += is_running(pid)
+        wait_for(lambda pid=pid: not is_running(pid), timeout=20, what="the engine's end")
+        wait_for(lambda: lab.machine("m")["state"] == "failed", what="the record")
+    assert stuck, "no engine was met at the moment that this is about"
+
+
+@contextlib.contextmanager
+def asked_without_end(socket: Path) -> Iterator[None]:
+    """Have four clients ask an engine for its state as fast as it answers."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            with contextlib.suppress(EngineError):
+                api.request(socket, "GET", "/", timeout_s=0.5)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(ask)
+        try:
+            yield
+        finally:
+            done.set()

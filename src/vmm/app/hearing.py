@@ -58,6 +58,9 @@ class Hearing:
 
     def _listen_to(self, machine: Machine, frames: int) -> None:
         assert machine.process is not None  # noqa: S101  # asked before
+        if self._site.engine(machine.spec.engine).is_hollow(machine.process):
+            identity.kill(machine.process)
+            return
         heard = Heard(
             frames=frames,
             console=self._site.files.console(machine.name).stat().st_size,

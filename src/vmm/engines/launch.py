@@ -120,10 +120,11 @@ def await_running(
     timeout_s: float,
     ask: Callable[[float], EngineStatus],
     ready: Callable[[], bool],
+    hollow: Callable[[], bool] = lambda: False,
 ) -> None:
     """Return when `ask` (given its time limit in seconds) says running; EngineError has the engine's words.
 
-    It is asked as soon as its socket is `ready`.
+    It is asked as soon as its socket is `ready`; one that does not answer and is `hollow` is ended.
     """
     deadline = time.monotonic() + timeout_s
     last: VmmError | None = None
@@ -134,6 +135,9 @@ def await_running(
                     return _share_socket(plan)
             except EngineError as error:
                 last = error
+                if hollow():
+                    identity.kill(process)
+                    raise _ended(plan) from error
         if not _is_there(process):
             raise _ended(plan)
         time.sleep(_POLL_S)
@@ -153,14 +157,20 @@ def _share_socket(plan: BootPlan) -> None:
 
 def words(plan: BootPlan) -> str:
     """Return the end of the engine's log, or of the console where an engine that failed early writes too."""
-    for path in (plan.log, plan.console):
-        with contextlib.suppress(OSError), path.open("rb") as stream:
-            # What an engine may write, it may also make as large as it likes. A console holds earlier boots too, each
-            # behind its mark.
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _WORDS_BYTES))
-            text = stream.read(_WORDS_BYTES).decode(errors="replace").rpartition(" ===\n")[2].strip()
-            if text:
-                return text
+    return _end_of(plan.log) or _end_of(plan.console)
+
+
+def has_spoken(plan: BootPlan) -> bool:
+    """Whether anything is on the console of this boot."""
+    return _end_of(plan.console) != ""
+
+
+def _end_of(path: Path) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        # What an engine may write, it may also make as large as it likes. A console holds earlier boots too, each
+        # behind its mark.
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _WORDS_BYTES))
+        return stream.read(_WORDS_BYTES).decode(errors="replace").rpartition(" ===\n")[2].strip()
     return ""
 
 

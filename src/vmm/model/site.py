@@ -202,6 +202,10 @@ class Engine(Protocol):
         """Ask the engine through its API socket."""
         ...
 
+    def is_hollow(self, process: ProcessIdentity) -> bool:
+        """Whether the guest is gone, though the engine's process stays: whoever sees that ends it."""
+        ...
+
     def press_power_button(self, socket: Path) -> bool:
         """Ask the guest to shut down (Ctrl-Alt-Del, ACPI). True when the engine took the request."""
         ...
