@@ -111,8 +111,8 @@ class FirecrackerEngine(Value):
     def is_hollow(self, process: ProcessIdentity) -> bool:
         """Whether it has an API and no CPU any more.
 
-        A guest that ends while a request is on its way leaves Firecracker so for good: its main thread waits for that of
-        the API, and that one for the answer (seen with 1.12.1, once in 30 starts of a guest that resets at once).
+        A guest that ends while a request is on its way leaves Firecracker so for good: its main thread waits for its
+        API's, and that one for an answer (seen with 1.12.1, once in 30 starts of a guest that resets at once).
         """
         try:
             threads = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/comm")]
