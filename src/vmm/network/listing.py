@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from vmm.host import process
 
+# The chain that tells whose a table of vmm's is: see `firewall`.
+_OWNER = re.compile(r"\bof_[0-9a-f]{16}\b")
 _TIMES = 20
 _APART_S = 0.01
 
@@ -13,8 +16,8 @@ _APART_S = 0.01
 def listed(family: str, *options: str) -> str | None:
     """Return `nft list table` of this family's table `vmm`, or None where there is none. Raises HostError without nft.
 
-    Read while someone makes it, a table may look as if nothing were in it (nft 1.0.6 on Linux 6.18: 3 listings of 100
-    beside two loops that make and flush it). So one of which that is said is read again.
+    Read while someone makes it, a table may look as if nothing were in it, or everything twice (nft 1.0.6 on Linux 6.18:
+    3 listings of 100 beside two loops that make and flush it). So one of which that is said is read again.
     """
     text = ""
     for _ in range(_TIMES):
@@ -22,7 +25,7 @@ def listed(family: str, *options: str) -> str | None:
         if listing.code != 0:
             return None
         text = listing.stdout
-        if "chain" in text:
+        if "chain" in text and len(_OWNER.findall(text)) <= 1:
             break
         time.sleep(_APART_S)
     return text
