@@ -16,8 +16,8 @@ _APART_S = 0.01
 def listed(family: str, *options: str) -> str | None:
     """Return `nft list table` of this family's table `vmm`, or None where there is none. Raises HostError without nft.
 
-    Read while someone makes it, a table may look as if nothing were in it, or everything twice (nft 1.0.6 on Linux 6.18:
-    3 listings of 100 beside two loops that make and flush it). So one of which that is said is read again.
+    Read while someone makes it, a table may look as if nothing were in it, or everything twice (nft 1.0.6 on Linux
+    6.18: 3 listings of 100 beside two loops that make and flush it). So one of which that is said is read again.
     """
     text = ""
     for _ in range(_TIMES):
