@@ -1,11 +1,13 @@
 """A data directory on a mount where jails cannot work: told by doctor, setup and start alike, before anything is made."""
 
+import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hosts import SMALL, Host, sh, wait_for
+from hosts import SMALL, VMM, Host, sh, wait_for
 
 from conftest import add_tiny
 
@@ -58,3 +60,28 @@ def test_nosuid_keeps_no_machine_from_running(host: Host, tmp_path: Path) -> Non
         host.vmm("start", "m")
         assert host.machine("m")["state"] == "running"
         host.vmm("delete", "m", "--force")
+
+
+@pytest.mark.parametrize("hidden", ["hidepid=1", "hidepid=2", "hidepid=invisible"])
+def test_processes_that_are_hidden_from_a_user_are_not_told_as_gone(host: Host, tmp_path: Path, hidden: str) -> None:
+    add_tiny(host, tmp_path)
+    host.vmm("create", "m", *SMALL)
+    host.vmm("start", "m")
+    for parent in [host.data_dir, *host.data_dir.parents]:
+        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+    def told(*arguments: str, by: list[str]) -> subprocess.CompletedProcess[str]:
+        mounted = f'mount -t proc -o {hidden} vmmtest /proc && exec "$@"'
+        argv = [*host.prefix, "unshare", "--mount", "sh", "-c", mounted, "sh", *by, *VMM, *arguments]
+        return sh(*argv, check=False, env=host.environment)
+
+    for arguments in (["list"], ["list", "--output", "json"], ["show", "m"]):
+        done = told(*arguments, by=nobody)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert not re.search("failed|stopped|gone", done.stdout), done.stdout
+        assert "running" in told(*arguments, by=[]).stdout
+    assert "hides them from this user" in told("doctor", by=nobody).stdout
+    assert "root sees them" in told("doctor", by=[]).stdout

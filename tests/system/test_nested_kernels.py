@@ -48,7 +48,7 @@ def stocked(nested: Nested, tmp_path_factory: pytest.TempPathFactory) -> Nested:
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_a_kernel_powers_off_halts_reboots_and_panics_and_each_is_told(stocked: Nested, kernel: DebianKernel) -> None:
     parts = fetched(kernel)
-    stocked.push({"/root/vmlinuz": parts / "vmlinuz", "/root/modules": parts / "lib"})
+    stocked.push({"/root/vmlinuz": parts / "vmlinuz", "/root/modules": next(parts.glob("lib/modules/*"))})
     said = stocked.vmm("kernel", "import", "/root/vmlinuz", "--modules", "/root/modules", "--name", kernel.name)
     assert "Warning" not in said.stderr
     names = ("halt", "panic", "reboot")

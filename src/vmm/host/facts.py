@@ -37,8 +37,10 @@ def processes() -> Answer:
     if hidden.partition("=")[2] in ("0", "off"):
         return ok(name, "every user sees which run")
     if os.geteuid() == 0:
-        return ok(name, f"{hidden} on /proc: root sees them; a user's listing does not tell what runs")
-    return unseen(name, f"{hidden} on /proc hides them from this user: what runs is not told", "sudo vmm list")
+        return ok(name, f"{hidden} on /proc: root sees them; a user is told what was recorded of those that are there")
+    return unseen(
+        name, f"{hidden} on /proc hides them from this user, who is told what was recorded of them", "sudo vmm list"
+    )
 
 
 def settings() -> Answer:

@@ -26,7 +26,9 @@ def is_alive(process: ProcessIdentity) -> bool:
     """Whether this very process runs: same boot, same start time, its own marker in its command line, no zombie."""
     _reap(process.pid)
     stat = _stat(process.pid)
-    if stat is None or stat[0] == "Z" or stat[1] != process.start_ticks or boot_id() != process.boot_id:
+    if stat is None:
+        return process.boot_id == boot_id() and _is_hidden(process.pid)
+    if stat[0] == "Z" or stat[1] != process.start_ticks or boot_id() != process.boot_id:
         return False
     return not process.marker or _has_marker(process.pid, process.marker)
 
@@ -154,14 +156,27 @@ def group_id(name: str) -> int:
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
-    """Return (state, start time in clock ticks) from /proc/PID/stat, None when there is no such process."""
+    """Return (state, start time in clock ticks) from /proc/PID/stat, None when no such process is to be seen."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The command name may hold spaces and parentheses; what follows the last one does not (proc(5)).
     fields = text.rpartition(")")[2].split()
     return fields[0], int(fields[19])
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process with this pid that /proc does not show to this user (`hidepid`)."""
+    if os.geteuid() == 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return False
 
 
 def _has_marker(pid: int, marker: str) -> bool:

@@ -38,6 +38,8 @@ _CHUNK = 1 << 16
 _LOCK_S = 1.0
 _PATIENCE_S = 0.3
 _POLL_S = 0.005
+# On a busy host a few tries may take all of that time.
+_TRIES = 40
 
 
 class Stamp(Value):
@@ -104,19 +106,21 @@ def image(database: Path) -> Image | None:
 
     One that is being written is waited for; what a command that was killed had begun to write is not in it.
     """
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline, tries = time.monotonic() + _PATIENCE_S, 0
     while True:
         found = _newest(database)
         late = time.monotonic() - deadline
-        if found is None:
+        if found is None and (late > 0 or not any(database.with_name(name).exists() for name in _NAMES)):
             return None
-        place, head = found
-        path = database.with_name(_NAMES[place])
-        content = _content(path, head)
-        is_current = content is not None and path.stat().st_mtime_ns != 0 and head.stamp == _stamp(database)
-        if content is not None and (is_current or late > 0):
-            return Image(content=content, is_current=is_current) if _is_whole(content, head) else None
-        if late > _PATIENCE_S:
+        if found is not None:
+            place, head = found
+            path = database.with_name(_NAMES[place])
+            content = _content(path, head)
+            is_current = content is not None and path.stat().st_mtime_ns != 0 and head.stamp == _stamp(database)
+            if content is not None and (is_current or late > 0):
+                return Image(content=content, is_current=is_current) if _is_whole(content, head) else None
+        tries += 1
+        if late > _PATIENCE_S and tries > _TRIES:
             # It is renewed all the time, faster than it can be read.
             return None
         time.sleep(_POLL_S)

@@ -85,7 +85,7 @@ ALLOWED = {
     ("cli/commands/console.py", "open"), ("cli/commands/foreground.py", "open"),  # bounded tails of consoles
     ("host/ceilings.py", "fdopen"), ("host/ceilings.py", "read_bytes"), ("host/ceilings.py", "read_text"),  # /proc, cgroups
     ("host/own_group.py", "read_text"), ("host/cgroups.py", "read_text"), ("host/memory.py", "read_text"),  # /proc, cgroups
-    ("host/identity.py", "read_text"), ("host/identity.py", "read_bytes"),  # /proc
+    ("host/identity.py", "read_text"), ("host/identity.py", "read_bytes"), ("engines/firecracker/engine.py", "read_text"),  # /proc
     ("network/links.py", "read_text"), ("engines/choice.py", "read_text"), ("engines/qemu/engine.py", "read_text"),  # /proc
     ("host/process.py", "fdopen"),  # memory of our own
     ("__main__.py", "fdopen"),  # what is written to
