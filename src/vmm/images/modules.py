@@ -59,6 +59,12 @@ def _add(name: str, available: Mapping[str, Path], builtin: frozenset[str], orde
     ordered[name] = content
     for needed in _depends(content):
         _add(needed, available, builtin, ordered)
+    for wish in _wishes(content):
+        # By its own name or, as with what the crypto API is asked for, by that of the plainest that provides it.
+        plain = wish.removeprefix("crypto_")
+        provider = next((each for each in (wish, plain, f"{plain}_generic") if each in available), None)
+        if provider is not None:
+            _add(provider, available, builtin, ordered)
     ordered[name] = ordered.pop(name)
 
 
@@ -78,6 +84,21 @@ def _depends(content: bytes) -> list[str]:
     _, _, rest = content.partition(b"\0depends=")
     text = rest.split(b"\0", 1)[0].decode("ascii", errors="replace")
     return [_plain(name) for name in text.split(",") if name]
+
+
+def _wishes(content: bytes) -> list[str]:
+    """Return what a module says it wants before itself, and modprobe would load (`softdep=pre: a b post: c`).
+
+    ext4 reaches its checksums so (`crypto-crc32c`): a distribution's full kernel has them as a module, and without it no
+    root is mounted.
+    """
+    found: list[str] = []
+    for part in content.split(b"\0softdep=")[1:]:
+        words = part.split(b"\0", 1)[0].decode("ascii", errors="replace").split()
+        if "pre:" in words:
+            before = words[words.index("pre:") + 1 :]
+            found += [_plain(word) for word in before[: before.index("post:") if "post:" in before else None]]
+    return found
 
 
 def _uncompressed(path: Path) -> bytes:

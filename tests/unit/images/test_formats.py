@@ -206,6 +206,16 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
     for name, depends in (("isofs", "cdrom"), ("cdrom", "")):
         (drivers / f"{name}.ko").write_bytes(a_module(depends))
     assert [name for name, _ in in_load_order(tree)] == [*order, "cdrom.ko", "isofs.ko"]
+    # What a module wishes for, as modprobe would find it; one that is nowhere is no error.
+    blk = (drivers / "virtio_blk.ko").read_bytes()
+    wish = b"\0softdep=pre: crypto-crc32c nosuch post: later\0softdep=post: later\0softdep=pre: other-one\0"
+    (drivers / "virtio_blk.ko").write_bytes(blk + wish)
+    for name in ("crc32c_generic", "other-one", "later"):
+        (drivers / f"{name}.ko").write_bytes(a_module(""))
+    wished = [name for name, _ in in_load_order(tree)]
+    for earlier in ("crc32c_generic.ko", "other_one.ko"):
+        assert wished.index(earlier) < wished.index("virtio_blk.ko")
+    assert "later.ko" not in wished
     (drivers / "virtio_net.ko").unlink()
     with pytest.raises(ImageError, match="virtio_net is missing"):
         in_load_order(tree)
