@@ -89,8 +89,8 @@ def _depends(content: bytes) -> list[str]:
 def _wishes(content: bytes) -> list[str]:
     """Return what a module says it wants before itself, and modprobe would load (`softdep=pre: a b post: c`).
 
-    ext4 reaches its checksums so (`crypto-crc32c`): a distribution's full kernel has them as a module, and without it no
-    root is mounted.
+    ext4 reaches its checksums so (`crypto-crc32c`): a distribution's full kernel has them as a module, and mounts no
+    root without it.
     """
     found: list[str] = []
     for part in content.split(b"\0softdep=")[1:]:
