@@ -176,9 +176,9 @@ def _machine(*, kvm: bool) -> tuple[list[str], list[str], str]:
         ["-cpu", f"max,tsc-frequency={hertz}"],
         # reliable: the kernel checks the TSC against its tick, which comes late or not at all on a busy host. It then
         # gave up the TSC and counted ticks (measured with load: clocks 11 s behind at login, 22 s more in a minute).
-        # clearcpuid: the kernel leaves cmpxchg16b alone (programs may use it). Behind that, qemu before 9.1 takes data for
-        # flags where the next write faults: with 7.2, 6 of 12 boots of Linux 6.12, whose allocator lives on it, panicked,
-        # and none of 16 so.
+        # clearcpuid: the kernel leaves cmpxchg16b alone (programs may use it). Behind that, qemu before 9.1 takes data
+        # for flags where the next write faults: with 7.2, 6 of 12 boots of Linux 6.12, whose allocator lives on it,
+        # panicked, and none of 16 so.
         f" tsc_early_khz={hertz // 1000} tsc=reliable clearcpuid={_CX16} vmm.lapic_mult={_LAPIC_MULT}",
     )
 
