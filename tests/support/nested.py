@@ -20,7 +20,7 @@ from pathlib import Path
 
 import nested_image
 import pytest
-from hosts import Host, a_host, sh, the_world, wait_for
+from hosts import OUTSIDE_WORLD, Host, a_host, sh, the_world, wait_for
 from nested_image import CHECKOUT, HOME, Recipe
 
 TOP = Path(__file__).parents[2]
@@ -243,7 +243,7 @@ def a_nested_host(recipe: Recipe, name: str, directory: Path, *, memory_mib: int
         host.vmm("kernel", "import", str(image.kernel), "--modules", str(image.modules), "--name", NAME, timeout=900)
         host.vmm("image", "import", str(image.root), "--name", NAME, timeout=900)
         host.vmm("create", NAME, "--image", NAME, "--kernel", NAME, "--engine", "qemu", "--cpus", "2",
-                 "--memory", str(memory_mib), "--restart", "no", timeout=900)  # fmt: skip
+                 "--memory", str(memory_mib), "--restart", "no", "--dns", OUTSIDE_WORLD, timeout=900)  # fmt: skip
         control = Path(f"/run/{name}.ssh")  # a socket's path is short
         nested = Nested(host=host, world=world, control=control, machine_id=host.machine(NAME)["id"])
         try:
