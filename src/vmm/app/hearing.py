@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.app import HostSite
-    from vmm.model.machine import Machine
+    from vmm.model.engine import EngineStatus
+    from vmm.model.machine import EngineName, Machine
+    from vmm.model.site import Engine
 
 _EVERY_S = 5.0
 # Nobody listens there (RFC 863): the guest's kernel answers that, or at least tells its address (ARP).
@@ -42,6 +44,7 @@ class Hearing:
     def __init__(self, site: HostSite) -> None:
         self._site = site
         self._ears: dict[str, tuple[int, Ear]] = {}
+        self._engines: dict[EngineName, Engine] = {}
         self._listened = -_EVERY_S
 
     def listen(self, machines: Sequence[Machine]) -> None:
@@ -58,7 +61,9 @@ class Hearing:
 
     def _listen_to(self, machine: Machine, frames: int) -> None:
         assert machine.process is not None  # noqa: S101  # asked before
-        if self._site.engine(machine.spec.engine).is_hollow(machine.process):
+        engine = self._engine(machine)
+        # Both: what an engine calls its threads is its own affair, and another release's may be another.
+        if engine.is_hollow(machine.process) and self._status(machine) is None:
             identity.kill(machine.process)
             return
         heard = Heard(
@@ -89,15 +94,11 @@ class Hearing:
         return Ear(heard, time.monotonic(), quiet_so_far=owes_a_word and quiet, told=told)
 
     def _act(self, machine: Machine, ear: Ear, verdict: Verdict) -> None:
-        answers = True
-        try:
-            status = self._site.engine(machine.spec.engine).status(self._site.files.socket(machine.name))
-        except EngineError:
-            answers = False
-        else:
-            if status != "running":
-                ear.excuse(time.monotonic())
-                return
+        status = self._status(machine)
+        answers = status is not None
+        if status not in (None, "running"):
+            ear.excuse(time.monotonic())
+            return
         if verdict is Verdict.STUCK and answers:
             self._reset(machine)
             return
@@ -107,6 +108,20 @@ class Hearing:
         why = f"{_SILENT} {since}: {how}"
         if self._record(machine, why, Happening(kind=EventKind.SILENT, detail=why)):
             ear.was_told()
+
+    def _status(self, machine: Machine) -> EngineStatus | None:
+        """Return what an engine says of its guest, None where it does not answer."""
+        try:
+            return self._engine(machine).status(self._site.files.socket(machine.name))
+        except EngineError:
+            return None
+
+    def _engine(self, machine: Machine) -> Engine:
+        """Return a machine's engine, made once: to look what this host's CPU can takes its time."""
+        name = machine.spec.engine
+        if name not in self._engines:
+            self._engines[name] = self._site.engine(name)
+        return self._engines[name]
 
     def _reset(self, machine: Machine) -> None:
         """End an engine and leave why on the console, where whoever settles it reads how it ended."""

@@ -168,14 +168,13 @@ def _stat(pid: int) -> tuple[str, int] | None:
 
 def _is_hidden(pid: int) -> bool:
     """Whether there is a process with this pid that /proc does not show to this user (`hidepid`)."""
-    if os.geteuid() == 0:
-        return False
     try:
         os.kill(pid, 0)
     except PermissionError:
         return True
     except ProcessLookupError:
-        return False
+        pass
+    # One that may be signalled is ours, and shown.
     return False
 
 

@@ -203,7 +203,7 @@ class Engine(Protocol):
         ...
 
     def is_hollow(self, process: ProcessIdentity) -> bool:
-        """Whether the guest is gone, though the engine's process stays: whoever sees that ends it."""
+        """Whether the guest seems to be gone, though the process stays: one that does not answer either is ended."""
         ...
 
     def press_power_button(self, socket: Path) -> bool:

@@ -15,7 +15,6 @@ The cost of a start or stop so does not grow with the number of machines. What t
 from __future__ import annotations
 
 import _thread
-import re
 from enum import Enum
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from vmm.errors import HostError, NetworkError
 from vmm.host import process
 from vmm.model.value import Value
 from vmm.network import tables
-from vmm.network.listing import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -168,6 +166,9 @@ class Firewall(Value):
 
 
 def _whose(family: str, mark: str, owner: str) -> Whose:
+    # A start asks this only where its own elements found no place.
+    from vmm.network.listing import OWNER, listed
+
     try:
         # Without what is in its sets and maps, which may be thousands.
         found = listed(family, "--terse")
@@ -175,7 +176,7 @@ def _whose(family: str, mark: str, owner: str) -> Whose:
         raise _no_nft(error) from error
     if found is None:
         return Whose.NOBODYS
-    owners = re.findall(r"^\s*chain (of_[0-9a-f]{16}) \{", found, re.MULTILINE)
+    owners = OWNER.findall(found)
     if owners:
         return Whose.OURS if owners == [owner] else Whose.OTHER
     return Whose.BEFORE if mark in found else Whose.FOREIGN

@@ -8,7 +8,7 @@ import time
 from vmm.host import process
 
 # The chain that tells whose a table of vmm's is: see `firewall`.
-_OWNER = re.compile(r"\bof_[0-9a-f]{16}\b")
+OWNER = re.compile(r"\bof_[0-9a-f]{16}\b")
 _TIMES = 20
 _APART_S = 0.01
 
@@ -16,8 +16,9 @@ _APART_S = 0.01
 def listed(family: str, *options: str) -> str | None:
     """Return `nft list table` of this family's table `vmm`, or None where there is none. Raises HostError without nft.
 
-    Read while someone makes it, a table may look as if nothing were in it, or everything twice (nft 1.0.6 on Linux
-    6.18: 3 listings of 100 beside two loops that make and flush it). So one of which that is said is read again.
+    Read while someone makes it, a table may look as if nothing or half were in it, or everything twice (nft 1.0.6 on
+    Linux 6.18: 3 listings of 100 beside two loops that make and flush it). So one that does not say once whose it is
+    is read again, for a third of a second; a stranger's, and one of a version that did not say, never does.
     """
     text = ""
     for _ in range(_TIMES):
@@ -25,7 +26,7 @@ def listed(family: str, *options: str) -> str | None:
         if listing.code != 0:
             return None
         text = listing.stdout
-        if "chain" in text and len(_OWNER.findall(text)) <= 1:
+        if len(OWNER.findall(text)) == 1:
             break
         time.sleep(_APART_S)
     return text

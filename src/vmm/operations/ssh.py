@@ -30,10 +30,11 @@ def ssh_command(site: Site, name: str, session: Session = SHELL) -> list[str]:
     return site.guest.ssh_command(machine, session)
 
 
-def missing_key(site: Site, name: str, session: Session) -> str | None:
+def missing_key(site: Site, machine: Machine, session: Session) -> str | None:
     """Return what to say to someone whom the machine will hardly let in: ssh itself says "Permission denied" alone."""
-    if site.guest.has_key(site.store.machine(name), session):
+    if site.guest.has_key(machine, session):
         return None
+    name = machine.name
     return (
         f"No key of yours is one that {name} was given; what else there is in ~/.ssh is offered. To be let in:"
         f" sudo vmm ssh {name} (a machine is given a key of yours with `create --ssh-key ~/.ssh/id_ed25519.pub`)"
@@ -47,8 +48,10 @@ def check(session: Session) -> None:
         remote_line(session.words)
 
 
-def await_boot(site: Site, name: str, *, progress: Progress) -> None:
-    """Wait for the ssh of a machine that was started a moment ago; one that is known to have answered is not asked.
+def await_boot(site: Site, name: str, *, progress: Progress) -> Machine:
+    """Wait for the ssh of a machine that was started a moment ago, and return it.
+
+    One that is known to have answered is not asked.
 
     Raises:
         ConflictError: it does not run.
@@ -57,12 +60,13 @@ def await_boot(site: Site, name: str, *, progress: Progress) -> None:
     machine = observed(site, site.store.machine(name))
     check_legal(Verb.SSH, machine)
     if site.guest.has_answered(machine):
-        return
+        return machine
     try:
         await_ssh(site, machine, timeout_s=_AT_ONCE_S)
     except GuestError:
         with progress.step(f"Waiting until {name} has booted"):
             await_ssh(site, machine, timeout_s=_patience_s(machine))
+    return machine
 
 
 def _patience_s(machine: Machine) -> float:

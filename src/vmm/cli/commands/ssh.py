@@ -52,7 +52,6 @@ def exec_command(name: str, start_it: bool, **given: Any) -> None:  # noqa: ANN4
 
 
 def _become(name: str, given: dict[str, Any], *, start_it: bool, asks_terminal: bool) -> None:
-    from vmm.cli import hints, output
     from vmm.host.process import replace
     from vmm.model.names import valid_name
     from vmm.operations.ssh import await_boot, check, missing_key
@@ -65,9 +64,11 @@ def _become(name: str, given: dict[str, Any], *, start_it: bool, asks_terminal: 
         _start_first(name)
     site = settings().site(read_only=True)
     argv = argv_for(site, name, session)  # before the wait: what ssh could not be called with is told at once
-    await_boot(site, name, progress=settings().progress())
-    missing = missing_key(site, name, session)
+    machine = await_boot(site, name, progress=settings().progress())
+    missing = missing_key(site, machine, session)
     if missing is not None:
+        from vmm.cli import hints, output
+
         output.complain(f"Warning: {hints.fit(missing)}")
     replace(argv)
 

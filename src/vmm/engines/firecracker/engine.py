@@ -118,7 +118,7 @@ class FirecrackerEngine(Value):
             threads = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/comm")]
         except OSError:
             return False
-        # Firecracker's own names of its threads; both are in its docs/prod-host-setup.md.
+        # Firecracker's own names of its threads, as 1.12.1 has them.
         has_api = any(name.startswith("fc_api") for name in threads)
         return has_api and not any(name.startswith("fc_vcpu") for name in threads)
 
