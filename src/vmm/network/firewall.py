@@ -176,9 +176,10 @@ def _whose(family: str, mark: str, owner: str) -> Whose:
         raise _no_nft(error) from error
     if found is None:
         return Whose.NOBODYS
-    owners = OWNER.findall(found)
+    # Beside one who makes the tables anew without end, each listing may have everything twice.
+    owners = set(OWNER.findall(found))
     if owners:
-        return Whose.OURS if owners == [owner] else Whose.OTHER
+        return Whose.OURS if owners == {owner} else Whose.OTHER
     return Whose.BEFORE if mark in found else Whose.FOREIGN
 
 
