@@ -182,7 +182,7 @@ class HostSite:
 
         # What starts one is imported where none is there.
         if not files.is_locked(self.config.paths.supervisor):
-            from vmm.app.supervise import ensure
+            from vmm.app.supervisor import ensure
 
             ensure(self)
 
@@ -209,7 +209,7 @@ class HostSite:
 
     def machine_units(self) -> MachineUnits:
         """Return the units of this host's systemd, for what is sure to have one."""
-        from vmm.app.supervise import own_command
+        from vmm.app.supervisor import own_command
         from vmm.host import systemd
 
         paths = self.config.paths

@@ -13,14 +13,14 @@ import os
 import select
 import sys
 import time
-from zlib import crc32
 
 from vmm import TYPE_CHECKING
 from vmm.app.hearing import Hearing
 from vmm.app.host_watch import HostWatch
 from vmm.app.network_watch import NetworkWatch
+from vmm.app.supervisor import LOG, own_command
 from vmm.errors import VmmError
-from vmm.host import files, identity, process, systemd
+from vmm.host import files, identity, process
 from vmm.model.last_words import is_over
 from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import Machine, Owner, UnreadableRecord
@@ -30,7 +30,6 @@ from vmm.storage.machine_files import trim_log
 
 if TYPE_CHECKING:
     from vmm.app import HostSite
-    from vmm.config import Config
 
 _TICK_S = 0.5
 # The whole database is read again when it has changed, and this often all the same.
@@ -39,31 +38,8 @@ _LOOK_AGAIN_S = 10.0
 _PATIENCE_S = {Owner.SUPERVISOR: 0.0, Owner.FOREGROUND: 5.0, Owner.UNIT: 30.0}
 # What could not be settled (a full disk, a lock that is held) is tried again after this.
 _RETRY_S = 5.0
-_LOG = "supervisor.log"
 # After a crash of the host thousands may be dead at once; each takes its turn.
 _CHILDREN = 8
-
-
-def own_command(config: Config) -> list[str]:
-    """Return the argument list that runs this very vmm on this data directory, whatever the environment."""
-    command = [sys.executable, "-I", "-m", "vmm", "--data-dir", str(config.paths.data_dir)]
-    return [*command, "--config", str(config.file)] if config.file.exists() else command
-
-
-def ensure(site: HostSite) -> None:
-    """Start the supervisor unless one is there."""
-    paths = site.config.paths
-    if files.is_locked(paths.supervisor):
-        return
-    command = [*own_command(site.config), "supervise"]
-    if site.units is not None:
-        name = f"vmm-supervisor-{crc32(str(paths.data_dir).encode()):08x}"
-        systemd.run_supervisor(command, name=name)
-        return
-    files.make_dir(paths.logs)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(paths.logs / _LOG, flags, 0o600), "wb") as log:
-        process.spawn(command, marker="supervise", streams=process.Streams(output=log, errors=log))
 
 
 def supervise(site: HostSite) -> None:
@@ -129,7 +105,7 @@ class _Watch:
                 return
             self._machines = _machines(self._site)
             self._stamp, self._looked, self._complaint = stamp, time.monotonic(), ""
-            trim_log(self._site.config.paths.logs / _LOG)
+            trim_log(self._site.config.paths.logs / LOG)
         except (OSError, VmmError) as error:
             # A database that cannot be read now (held, full, being restored) is no reason to leave the machines alone.
             if str(error) != self._complaint:

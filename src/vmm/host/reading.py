@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # A hundred times what any configuration, description or key takes.
 TEXT_BYTES = 1024 * 1024
+# What is asked for at once in the beginning: the kernel clears as much before it gives a byte of /proc/sys.
+_FIRST_BYTES = 16 * 1024
 # More than any kernel or engine has, of a mebibyte each.
 _PROGRAM_CHUNKS = 512
 _KINDS = {
@@ -64,8 +66,14 @@ def read_bytes(path: Path, *, most: int = TEXT_BYTES, follow: bool = True) -> by
         OSError: it cannot be opened (as `open_plain` says), or holds more than `most` bytes (EFBIG).
     """
     fd = open_plain(path, follow=follow)
-    with os.fdopen(fd, "rb") as stream:
-        content = stream.read(most + 1)
+    try:
+        content = os.read(fd, min(_FIRST_BYTES, most + 1))
+        part = content
+        while part and len(content) <= most:
+            part = os.read(fd, min(TEXT_BYTES, most + 1 - len(content)))
+            content += part
+    finally:
+        os.close(fd)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it holds more than {most} bytes", str(path))
     return content

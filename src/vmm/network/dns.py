@@ -19,9 +19,9 @@ _BEHIND_STUBS = (Path("/run/systemd/resolve/resolv.conf"), Path("/run/NetworkMan
 FALLBACK = ("9.9.9.9", "1.1.1.1")
 # resolv.conf(5): of more than three the C library takes no notice; of domains it had room for six.
 _SERVERS, _DOMAINS = 3, 6
-_DOMAIN = re.compile(r"[A-Za-z0-9_.-]{1,253}")
+_DOMAIN = r"[A-Za-z0-9_.-]{1,253}"
 # Those that are about the servers' or the network's ways. `trust-ad` is for a server on this very host.
-_OPTION = re.compile(r"(ndots|timeout|attempts):\d{1,2}|rotate|use-vc|edns0|single-request(-reopen)?|no-aaaa")
+_OPTION = r"(ndots|timeout|attempts):\d{1,2}|rotate|use-vc|edns0|single-request(-reopen)?|no-aaaa"
 
 
 def host_resolution(own: Path = _OWN, behind_stubs: Sequence[Path] = _BEHIND_STUBS) -> Resolution:
@@ -51,8 +51,8 @@ def _read(path: Path) -> Resolution:
     options = [option for first, *rest in words if first == "options" for option in rest]
     return Resolution(
         servers=tuple(server for server in named if _is_usable(server))[:_SERVERS],
-        search=tuple(domain for domain in search if _DOMAIN.fullmatch(domain) and domain != ".")[:_DOMAINS],
-        options=tuple(option for option in options if _OPTION.fullmatch(option)),
+        search=tuple(domain for domain in search if re.fullmatch(_DOMAIN, domain) and domain != ".")[:_DOMAINS],
+        options=tuple(option for option in options if re.fullmatch(_OPTION, option)),
         unusable=tuple(server for server in named if not _is_usable(server)),
     )
 

@@ -187,11 +187,11 @@ def _await_running(
     site: Site, engine: Engine, plan: BootPlan, process: ProcessIdentity, *, timeout_s: float, again: bool
 ) -> None:
     """Wait until the engine runs its guest; how one ended that was started again, its last words tell its policy."""
-    from vmm.model.last_words import last_word
-
     try:
         engine.await_running(plan, process, timeout_s=timeout_s)
     except EngineError:
+        from vmm.model.last_words import last_word
+
         if not again or last_word(site.files.last_words(plan.name)) is None:
             raise
 

@@ -201,12 +201,12 @@ class MachineDirectories(Value):
             self.socket(name).unlink(missing_ok=True)
 
     def describe(self, machine: Machine, forwards: Sequence[PortForward]) -> None:
-        from vmm.storage.rebuild import description
+        from vmm.storage import description
 
         # It can be made again from the database, as long as there is one: a full disk is no reason to fail for it.
         with contextlib.suppress(HostError):
-            text = description(machine, forwards)
-            files.write_atomic(self._directory(machine.name) / "machine.json", text, mode=0o600, durable=False)
+            text = description.text_of(machine, forwards)
+            files.write_atomic(self._directory(machine.name) / description.FILE, text, mode=0o600, durable=False)
 
     def is_described(self, name: str) -> bool:
         return (self._directory(name) / "machine.json").exists()

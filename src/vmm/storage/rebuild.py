@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sqlite3
 import time
@@ -17,6 +16,7 @@ from vmm.model.machine import EngineName, Limits, Machine, MachineSpec, MachineS
 from vmm.model.network import Lease, PortForward, Protocol, checked_resolver, lease_for
 from vmm.model.value import Value
 from vmm.storage import rows, schema
+from vmm.storage.description import FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from vmm.model.network import Subnet
 
-FILE = "machine.json"
 _ID = r"[0-9a-f]{32}"
 _TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
 _LINE_LETTERS = 16384
@@ -43,45 +42,6 @@ class Found(Value):
     machines: tuple[Machine, ...]
     forwards: tuple[PortForward, ...]
     left: tuple[Left, ...]
-
-
-def description(machine: Machine, forwards: Sequence[PortForward]) -> str:
-    """Return a machine as JSON: what it was asked for, what it holds, its forwards. Never user data: it has secrets."""
-    spec = machine.spec
-    facts: dict[str, object] = {
-        "schema": schema.VERSION,
-        "id": machine.id,
-        "name": spec.name,
-        "cpus": spec.cpus,
-        "memory_mib": spec.memory_mib,
-        "disk_mib": spec.disk_mib,
-        "image": spec.image,
-        "kernel": spec.kernel,
-        "engine": spec.engine.value,
-        "auto_start": spec.auto_start,
-        "labels": dict(spec.labels),
-        "ssh_keys": list(spec.ssh_keys),
-        "dns": list(spec.dns),
-        "jail": spec.jail,
-        "limits": {name: value for name, value in spec.limits.__dict__.items() if value is not None},
-        "restart": spec.restart.value,
-        "address": machine.lease.address,
-        "mac": machine.lease.mac,
-        "tap": machine.lease.tap,
-        "created_at": machine.created_at,
-        "started_at": machine.started_at,
-        "wanted": machine.wanted,
-        "forwards": [
-            {
-                "protocol": forward.protocol.value,
-                "host_address": forward.host_address,
-                "host_port": forward.host_port,
-                "guest_port": forward.guest_port,
-            }
-            for forward in forwards
-        ],
-    }
-    return json.dumps(facts, indent=1) + "\n"
 
 
 def read_description(text: str) -> tuple[Machine, tuple[PortForward, ...]]:

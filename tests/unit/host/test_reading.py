@@ -80,7 +80,7 @@ def test_what_is_no_json_object_is_a_value_error(tmp_path: Path, text: str) -> N
 
 # Where a file is opened all the same, and why that cannot wait or be without end.
 ALLOWED = {
-    ("app/supervise.py", "fdopen"), ("engines/launch.py", "open"), ("engines/launch.py", "fdopen"),  # logs that vmm writes
+    ("app/supervisor.py", "fdopen"), ("engines/launch.py", "open"), ("engines/launch.py", "fdopen"),  # logs that vmm writes
     ("storage/machine_files.py", "open"), ("storage/machine_files.py", "fdopen"),  # the same, and their bounded tails
     ("cli/commands/console.py", "open"), ("cli/commands/foreground.py", "open"),  # bounded tails of consoles
     ("host/ceilings.py", "fdopen"), ("host/ceilings.py", "read_bytes"), ("host/ceilings.py", "read_text"),  # /proc, cgroups

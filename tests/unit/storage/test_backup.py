@@ -23,7 +23,7 @@ from vmm.model.machine import EngineName, Limits, Machine, MachineSpec, MachineS
 from vmm.model.network import PortForward, Protocol, checked_subnet, lease_for
 from vmm.model.sizes import CPUS, DISK_MIB, MEMORY_MIB
 from vmm.model.value import replace
-from vmm.storage import backup, rebuild, schema
+from vmm.storage import backup, description, rebuild, schema
 from vmm.storage.store import SqliteStore
 
 SUBNET = checked_subnet("172.16.0.0/16", "172.16.0.1")
@@ -474,7 +474,7 @@ def test_a_described_machine_comes_back_without_its_user_data(machine: Machine, 
         PortForward(machine=machine.name, protocol=protocol, host_address=address, host_port=port, guest_port=guest)
         for protocol, address, port, guest in ports
     )
-    written = rebuild.description(machine, forwards)
+    written = description.text_of(machine, forwards)
     state = MachineState.CREATED if machine.started_at is None else MachineState.STOPPED
     expected = replace(machine, state=state, spec=replace(machine.spec, user_data=None))
     assert rebuild.read_description(written) == (expected, forwards)
@@ -483,7 +483,7 @@ def test_a_described_machine_comes_back_without_its_user_data(machine: Machine, 
 def test_user_data_and_processes_are_not_described() -> None:
     machine = a_machine("m", user_data="#cloud-config\npassword: very-secret\n")
     process = ProcessIdentity(boot_id="the-boot", pid=4711, start_ticks=1, marker="the-marker")
-    written = rebuild.description(replace(machine, process=process), ())
+    written = description.text_of(replace(machine, process=process), ())
     for secret in ("very-secret", "the-boot", "4711", "the-marker"):
         assert secret not in written
 
@@ -491,7 +491,7 @@ def test_user_data_and_processes_are_not_described() -> None:
 def described(**changes: object) -> dict[str, object]:
     machine = a_machine("m", ssh_keys=("ssh-ed25519 AAAA me",), labels={"a": "b"}, dns=("1.1.1.1",))
     machine = replace(machine, id="0123456789abcdef" * 2, started_at=TIME)
-    return {**json.loads(rebuild.description(machine, [forward("m", 8080)])), **changes}
+    return {**json.loads(description.text_of(machine, [forward("m", 8080)])), **changes}
 
 
 def a_forward(**changes: object) -> list[object]:
@@ -531,7 +531,7 @@ def test_a_description_that_was_tampered_with_is_refused(changes: dict[str, obje
 
 @pytest.mark.fault(17)
 def test_a_description_that_was_cut_is_refused_wherever_it_was() -> None:
-    whole = rebuild.description(a_machine("m"), [forward("m", 8080)]).rstrip("\n")
+    whole = description.text_of(a_machine("m"), [forward("m", 8080)]).rstrip("\n")
     for end in range(len(whole)):
         with pytest.raises(StateError):
             rebuild.read_description(whole[:end])
@@ -546,8 +546,8 @@ def test_a_description_that_was_cut_is_refused_wherever_it_was() -> None:
 
 def write(directory: Path, machine: Machine, *forwards: PortForward) -> Path:
     directory.mkdir(parents=True)
-    path = directory / rebuild.FILE
-    path.write_text(rebuild.description(machine, forwards))
+    path = directory / description.FILE
+    path.write_text(description.text_of(machine, forwards))
     return path
 
 
@@ -585,9 +585,9 @@ def test_what_is_no_machine_s_description_is_said_and_left_alone(tmp_path: Path)
     write(vms / "gateway", replace(machine_at("gateway", 8), lease=lease_for(IPv4Address("172.16.0.1"))))
     elsewhere = write(tmp_path / "elsewhere", machine_at("linked", 9))
     (vms / "linked").mkdir()
-    (vms / "linked" / rebuild.FILE).symlink_to(elsewhere)
+    (vms / "linked" / description.FILE).symlink_to(elsewhere)
     (vms / "pipe").mkdir()
-    os.mkfifo(vms / "pipe" / rebuild.FILE)
+    os.mkfifo(vms / "pipe" / description.FILE)
     (vms / "away").symlink_to(tmp_path / "elsewhere")
     (vms / ".staging").mkdir()
     (vms / "file").write_text("")

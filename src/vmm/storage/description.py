@@ -1,0 +1,55 @@
+"""A machine as `vms/NAME/machine.json` says it beside its disk; `rebuild` reads it."""
+
+from __future__ import annotations
+
+import json
+
+from vmm import TYPE_CHECKING
+from vmm.storage import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.model.machine import Machine
+    from vmm.model.network import PortForward
+
+FILE = "machine.json"
+
+
+def text_of(machine: Machine, forwards: Sequence[PortForward]) -> str:
+    """Return a machine as JSON: what it was asked for, what it holds, its forwards. Never user data: it has secrets."""
+    spec = machine.spec
+    facts: dict[str, object] = {
+        "schema": schema.VERSION,
+        "id": machine.id,
+        "name": spec.name,
+        "cpus": spec.cpus,
+        "memory_mib": spec.memory_mib,
+        "disk_mib": spec.disk_mib,
+        "image": spec.image,
+        "kernel": spec.kernel,
+        "engine": spec.engine.value,
+        "auto_start": spec.auto_start,
+        "labels": dict(spec.labels),
+        "ssh_keys": list(spec.ssh_keys),
+        "dns": list(spec.dns),
+        "jail": spec.jail,
+        "limits": {name: value for name, value in spec.limits.__dict__.items() if value is not None},
+        "restart": spec.restart.value,
+        "address": machine.lease.address,
+        "mac": machine.lease.mac,
+        "tap": machine.lease.tap,
+        "created_at": machine.created_at,
+        "started_at": machine.started_at,
+        "wanted": machine.wanted,
+        "forwards": [
+            {
+                "protocol": forward.protocol.value,
+                "host_address": forward.host_address,
+                "host_port": forward.host_port,
+                "guest_port": forward.guest_port,
+            }
+            for forward in forwards
+        ],
+    }
+    return json.dumps(facts, indent=1) + "\n"
