@@ -264,7 +264,7 @@ class HostSite:
         from vmm.model.lifecycle import LIVE, is_waiting
         from vmm.operations.observe import observed
 
-        machines = [record for record in self.store.machines() if not isinstance(record, UnreadableRecord)]
+        machines = [record for record in self.store.machines(live=True) if not isinstance(record, UnreadableRecord)]
         seen = [observed(self, machine) for machine in machines]
         # What waits for its restart gets its tap and rules with it.
         live = [machine for machine in seen if machine.state in LIVE and not is_waiting(machine)]

@@ -29,13 +29,16 @@ def strays(site: HostSite) -> list[Stray]:
     """
     records = site.store.machines()
     ids = {record.id for record in records if not isinstance(record, UnreadableRecord)}
+    unknown = [engine for engine in _engines(site) if engine[1] not in ids]
+    if not unknown:
+        return []
     unreadable = {record.name for record in records if isinstance(record, UnreadableRecord)}
     described = _described(site)
     found: dict[str, Stray] = {}
-    for pid, machine_id, name in _engines(site):
+    for pid, machine_id, name in unknown:
         machine, forwards = described.get(machine_id or "", (None, ()))
         called = machine.name if machine is not None else name or machine_id or str(pid)
-        if machine_id not in ids and called not in unreadable:
+        if called not in unreadable:
             lease = None if machine is None else machine.lease
             found[called] = Stray(name=called, id=machine_id or "", pid=pid, lease=lease, forwards=tuple(forwards))
     return [found[name] for name in sorted(found)]
@@ -45,7 +48,7 @@ def may_be_there(site: HostSite) -> bool:
     """Whether a directory lies among those of machines that no record is of: a look that costs next to nothing."""
     with contextlib.suppress(OSError):
         names = {name for name in os.listdir(site.config.paths.machines) if not name.startswith(".")}  # noqa: PTH208
-        return not names <= {record.name for record in site.store.machines()}
+        return not names <= site.store.names()
     return False
 
 

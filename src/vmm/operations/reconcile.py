@@ -63,7 +63,7 @@ def reconcile(site: Site) -> tuple[Repair, ...]:
     repairs += mend_network(site)
     repairs += _mend_host(site)
     repairs += _sweep(site)
-    if any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine)):
+    if site.store.any_live():
         repairs += _watch(site)
     return tuple(repairs)
 
@@ -192,8 +192,7 @@ def mend_network(site: Site) -> list[Repair]:
 
 def _mend_host(site: Site) -> list[Repair]:
     """Mend what machines need of their host; what vmm cannot mend is said, with the command that does."""
-    live = any(record.state in LIVE for record in site.store.machines() if isinstance(record, Machine))
-    if not live and not site.network.is_set_up():
+    if not site.store.any_live() and not site.network.is_set_up():
         # Nothing needs it yet: the first start makes what it needs, and says what is in its way.
         return []
     # The rules and taps are told one by one, above.

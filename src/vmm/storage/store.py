@@ -46,15 +46,21 @@ class SqliteStore(Value):
     disks: Path | None = None
     tell: Callable[[str], None] | None = None
 
-    def machines(self) -> Sequence[Machine | UnreadableRecord]:
+    def machines(self, *, live: bool = False) -> Sequence[Machine | UnreadableRecord]:
+        """Return every machine by name; with `live` those alone that are recorded as having an engine."""
         with self._reading() as connection:
-            query = f"{rows.SELECT} ORDER BY name"
+            query = f"{rows.SELECT} WHERE state IN {_LIVE} ORDER BY name" if live else f"{rows.SELECT} ORDER BY name"
             try:
                 return [rows.read(row) for row in connection.execute(query)]
             except sqlite3.OperationalError:
                 # A text that is none: read once more, so that one damaged record hides no other.
                 connection.text_factory = _text
                 return [rows.read(row) for row in connection.execute(query)]
+
+    def names(self) -> set[str]:
+        with self._reading() as connection:
+            connection.text_factory = _text
+            return {row[0] for row in connection.execute("SELECT name FROM machines")}
 
     def machine(self, name: str) -> Machine:
         """Return one machine. Raises NotFoundError, or StateError when its record cannot be read."""
@@ -338,7 +344,7 @@ class SqliteStore(Value):
     def _similar(self, name: str) -> str:
         import difflib
 
-        known = [record.name for record in self.machines()]
+        known = sorted(self.names())
         close = difflib.get_close_matches(name, known, n=3)
         if close:
             return f"Did you mean {' or '.join(repr(match) for match in close)}?"
