@@ -179,7 +179,7 @@ def a_host(name: str, directory: Path) -> Iterator[Host]:
     sh("ip", "netns", "add", name)
     try:
         sh("ip", "-n", name, "link", "set", "lo", "up")
-        _stock(host.data_dir)
+        stock(host.data_dir)
         try:
             yield host
         finally:
@@ -205,7 +205,7 @@ def a_host(name: str, directory: Path) -> Iterator[Host]:
     assert after == before, {key: (value, after[key]) for key, value in before.items() if value != after[key]}
 
 
-def _stock(data_dir: Path) -> None:
+def stock(data_dir: Path) -> None:
     """Fill a data directory with the library's engine, kernel and image, by links where that works."""
     assert LIBRARY.is_dir(), "VMM_TEST_LIBRARY names no directory: run scripts/test, which builds it"
     for part in ("bin", "images"):
