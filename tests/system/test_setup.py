@@ -201,7 +201,7 @@ def test_a_download_that_cannot_be_taken_up_begins_anew(bare: Host, released: Pa
 BAD_RELEASES = {
     # what the server does, or the release has: what is said
     "wrong": "is not what it should be", "missing": "404", "empty": "is not what it should be", "gone": "404",
-    "forever": "IncompleteRead", "short": "is not what it should be", "long": "IncompleteRead",
+    "forever": "ended before the file did", "short": "is not what it should be", "long": "ended before the file did",
     "odd": "is not what it should be", "endless": "larger than", "away": "redirects", "file": "not allowed",
     "ftp": "redirects", "loop": "302", "nonsense": "Invalid IPv6",
 }  # fmt: skip

@@ -348,7 +348,7 @@ class SqliteStore(Value):
         close = difflib.get_close_matches(name, known, n=3)
         if close:
             return f"Did you mean {' or '.join(repr(match) for match in close)}?"
-        return f"{len(known)} machine(s) are known." if known else "No machine was created yet."
+        return f"{len(known)} machine(s) are known." if known else "There are no machines."
 
 
 @contextlib.contextmanager

@@ -229,12 +229,28 @@ def _proxies() -> dict[str, str]:
     return both | given
 
 
+def _words(error: Exception | None) -> str:
+    """Return what went wrong, in words that are not Python's."""
+    match error:
+        case urllib.error.HTTPError():
+            return f"The server answered {error.code} {error.reason}."
+        case urllib.error.URLError():
+            reason = error.reason
+            return _words(reason) if isinstance(reason, Exception) else str(reason)
+        case http.client.IncompleteRead():
+            return "The connection ended before the file did."
+        case TimeoutError():
+            return f"Nothing came for {_SILENCE_S:.0f} s."
+        case _:
+            return str(error) or repr(error)
+
+
 def _failed(url: str, error: Exception | None, deadline: _Deadline) -> HostError:
     late = f"it took longer than {deadline.seconds:.0f} s"
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return HostError(
         f"{url} cannot be fetched.",
-        details=late if deadline.over else str(error) or repr(error),
+        details=late if deadline.over else _words(error),
         resolution="Make room on the file system of the data directory: df -h"
         if full
         else "Check the network, or give the file by path: sudo vmm setup --firecracker FILE",
