@@ -58,15 +58,16 @@ _WELCOME = """\
 vmm: real virtual machines on this host, booted in well under a second.
 
 First steps:
-  sudo vmm setup --install-packages     make this host ready (once)
-  sudo vmm run dev                      create a machine, start it, open a shell in it
-  sudo vmm run --rm -- uname -a         a machine for one command
-  vmm list                              what there is
-  sudo vmm port-forward dev 8080:80     reach its port 80 as this host's 8080
-  sudo vmm delete dev                   gone
-
-All commands: vmm help. One of them: vmm help COMMAND. Something wrong: vmm doctor
 """
+_MORE = "\nAll commands: vmm help. One of them: vmm help COMMAND. Something wrong: vmm doctor\n"
+_FIRST_STEPS = {
+    "sudo vmm setup --install-packages": "make this host ready (once)",
+    "sudo vmm run dev": "create a machine, start it, open a shell in it",
+    "sudo vmm run --rm -- uname -a": "a machine for one command",
+    "vmm list": "what there is",
+    "sudo vmm port-forward dev 8080:80": "reach its port 80 as this host's 8080",
+    "sudo vmm delete dev": "gone",
+}
 
 
 class Root(Group):
@@ -104,7 +105,7 @@ class Root(Group):
 def cli(ctx: click.Context) -> None:
     """Real virtual machines on this host, booted by Firecracker in well under a second."""
     if ctx.invoked_subcommand is None:
-        output.raw(hints.fit(_WELCOME))
+        output.raw(_welcome())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -141,6 +142,14 @@ def _wrong_usage(error: click.ClickException) -> int:
     usage = context.get_usage() if context is not None and isinstance(context.command, Command) else ""
     complain(error.format_message(), usage, f"{path} --help")
     return ExitCode.USAGE
+
+
+def _welcome() -> str:
+    # As wide as they are for whoever reads them, with sudo or without.
+    steps = {hints.fit(command): what for command, what in _FIRST_STEPS.items()}
+    width = max(map(len, steps))
+    lines = [f"  {command:{width}}  {what}\n" for command, what in steps.items()]
+    return "".join([_WELCOME, *lines, hints.fit(_MORE)])
 
 
 def _meant(word: str) -> str:
