@@ -792,9 +792,12 @@ def test_on_a_full_state_directory_machines_are_seen_stopped_and_deleted(tiny: H
         assert {row["state"] for row in tiny.json("list")} == {"running"}
         assert tiny.machine("a")["state"] == "running"
         tiny.vmm("db", "check")
+        kept = set((tiny.data_dir / "state").rglob("*"))
         for arguments in (["create", "d", *SMALL], ["db", "backup"], ["port-forward", "add", "a", "7001:1"]):
             said = tiny.fails(*arguments)
             assert "df -h" in said or "room" in said
+        # Not even a copy that was begun.
+        assert {path.name for path in set((tiny.data_dir / "state").rglob("*")) - kept} <= {"backups", "d"}
         assert all(ticks(pid) for pid in pids.values())
         # A machine that is stopped is stopped, and stays so: a reboot must not bring it back.
         tiny.vmm("stop", "a", "--timeout", "1")

@@ -15,8 +15,8 @@ from vmm.model.value import Value
 ASK_S = 15.0
 # A guest that was heard before and gives no sign for so long, though asked, is told; it goes on running.
 SILENT_S = 120.0
-# A boot that says nothing: at least this long by the clock, and either that much of the CPU (one takes 3 to 4 s of it
-# until its first frame), or next to none. On a host that gives it half a CPU it is reset before a start gives up (120 s).
+# A boot that says nothing: at least this long by the clock, and either that much of the CPU, or next to none of it.
+# On a host that has half a CPU for it, it is reset before a start gives up (120 s).
 BOOT_S = 60.0
 BOOT_CPU_S = 30.0
 STILL_S, STILL_CPU_S = 30.0, 0.3
