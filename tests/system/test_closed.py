@@ -1,5 +1,7 @@
 """Closed stays closed: while the firewall's rules are away, under a flood, and to what the host knows of others."""
 
+import contextlib
+import itertools
 import socket
 import struct
 from collections.abc import Iterator
@@ -10,8 +12,10 @@ from frames import BROADCAST, IPV4, IPV6, echo, ethernet, inside, ipv4, udp
 from hosts import METADATA, OUTSIDE_HOST, OUTSIDE_WORLD, SMALL, Host, the_world, wait_for
 from pairs import GATEWAY, GATEWAY_MAC, Outside, Pair, a_pair, listening, overheard, the_world_of
 
+from vmm.config import SUBNET
 from vmm.model.network import PortForward, Protocol
 from vmm.model.value import replace
+from vmm.network import policy
 from vmm.network.tables import METADATA as CLOSED
 
 pytestmark = pytest.mark.system
@@ -90,6 +94,12 @@ def test_what_closes_without_the_firewall_stands_again_whoever_took_it_away(pair
     for argv in (
         ["ip", "rule", "flush"],
         ["ip", "rule", "del", "pref", "0", "iif", "vmm-br0"],
+        # The host's own is someone's who made it anew, and no more the kernel's.
+        [
+            "sh",
+            "-ec",
+            "ip rule add pref 0 lookup local; ip rule del pref 0 lookup local proto kernel; ip rule del pref 0 iif vmm-br0",
+        ],
         ["tc", "qdisc", "del", "dev", pair.one.lease.tap, "clsact"],
     ):
         pair.host.run(*argv)
@@ -100,6 +110,30 @@ def test_what_closes_without_the_firewall_stands_again_whoever_took_it_away(pair
         pair.host.run("ip", "rule", "add", "pref", "32766", "lookup", "main")
         pair.host.run("ip", "rule", "add", "pref", "32767", "lookup", "default")
     assert pair.host.run("ip", "rule").stdout == whole
+
+
+def test_routing_rules_that_were_half_made_or_half_removed_go(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is killed between two of them leaves none that the next teardown would not know."""
+    send = policy.netlink.send
+    with inside(host.namespace):
+        whole = host.run("ip", "rule").stdout
+        for verb, steps in itertools.product(("made", "removed"), range(1, 6)):
+            if verb == "removed":
+                policy.mend("vmm-br0", SUBNET)
+            left = iter(range(steps))
+
+            def counted(messages: list, left: Iterator[int] = left) -> None:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                send(messages)
+
+            monkeypatch.setattr(policy.netlink, "send", counted)
+            with contextlib.suppress(KeyboardInterrupt):
+                policy.mend("vmm-br0", SUBNET) if verb == "made" else policy.remove("vmm-br0")
+            monkeypatch.setattr(policy.netlink, "send", send)
+            assert (host.run("ip", "rule").stdout == whole) is (verb == "removed" and steps >= 3)
+            policy.remove("vmm-br0")
+            assert host.run("ip", "rule").stdout == whole, (verb, steps)
 
 
 def repaired(host: Host) -> list[str]:

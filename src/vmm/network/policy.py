@@ -49,10 +49,12 @@ class _Rule(Value):
     to: tuple[int, bytes] | None = None
     marked: bool = False
 
-    def packed(self) -> bytes:
+    def packed(self, *, protocol: int = _KERNEL) -> bytes:
+        """Return the rule as netlink has it; without a `protocol` a rule is meant whoever made it."""
         length = self.to[0] if self.to else 0
         body = _HEAD.pack(socket.AF_INET, length, 0, 0, 0, 0, 0, self.action, 0)
-        body += attribute(_PRIORITY, struct.pack("=I", self.priority)) + attribute(_PROTOCOL, bytes([_KERNEL]))
+        body += attribute(_PRIORITY, struct.pack("=I", self.priority))
+        body += attribute(_PROTOCOL, bytes([protocol])) if protocol else b""
         body += attribute(_TABLE, struct.pack("=I", self.table))
         if self.iif:
             body += attribute(_IIFNAME, self.iif.encode() + b"\0")
@@ -88,13 +90,17 @@ def mend(bridge: str, subnet: Subnet) -> None:
         # The same once more comes behind ours, and then the first of the two goes: at no time is there none.
         if there.count(_LOCAL_RULE) < 2:
             netlink.send([(_NEWRULE, netlink.CREATE, _LOCAL_RULE.packed())])
-        netlink.send([(_DELRULE, 0, _LOCAL_RULE.packed())])
+        _remove_first_local()
 
 
 def remove(bridge: str) -> None:
     """Remove this bridge's rules."""
-    for rule in _of_bridge(bridge, list(_rules())):
+    there = list(_rules())
+    for rule in _of_bridge(bridge, there):
         _remove(rule)
+    if there.count(_LOCAL_RULE) > 1:
+        # Whoever made it anew was ended in between.
+        _remove_first_local()
 
 
 def tables() -> set[int]:
@@ -107,9 +113,9 @@ def _wanted(bridge: str, subnet: Subnet) -> list[_Rule]:
     to = (subnet.prefix_length, socket.inet_aton(subnet.cidr.partition("/")[0]))
     return [
         _Rule(priority=0, action=_BLACKHOLE, table=0, iif=bridge, marked=True),
-        _Rule(priority=1, action=_TO_TABLE, table=_MAIN, iif="lo", to=to),
-        # Its table is never looked into, and says whose rule it is.
+        # Its table is never looked into, and says whose it is and the one below: made before that, it goes behind it.
         _Rule(priority=2, action=_BLACKHOLE, table=_owner(bridge), to=to, marked=True),
+        _Rule(priority=1, action=_TO_TABLE, table=_MAIN, iif="lo", to=to),
     ]
 
 
@@ -124,14 +130,19 @@ def _of_bridge(bridge: str, there: list[_Rule]) -> list[_Rule]:
     first = [rule for rule in there if rule.action == _BLACKHOLE and rule.iif == bridge and rule.marked]
     return [
         *first,
-        *closing,
         *(rule for rule in there if rule.iif == "lo" and rule.priority == 1 and rule.to in subnets),
+        *closing,
     ]
 
 
 def _is_before_local(rule: _Rule, there: list[_Rule]) -> bool:
     local = [number for number, known in enumerate(there) if known.table == _LOCAL and known.action == _TO_TABLE]
     return rule in there and (not local or there.index(rule) < local[0])
+
+
+def _remove_first_local() -> None:
+    # Whoever made it: another's `ip rule add` is not the kernel's own.
+    netlink.send([(_DELRULE, 0, _LOCAL_RULE.packed(protocol=0))])
 
 
 def _remove(rule: _Rule) -> None:
