@@ -6,6 +6,8 @@ import sys
 
 def main() -> int:
     """Run the command line and return its exit code."""
+    # What is made has the modes that it is given: a shell's umask would keep an engine from its own log.
+    os.umask(0o022)
     whole_streams()
     try:
         code = _run(sys.argv[1:])

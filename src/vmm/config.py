@@ -5,6 +5,7 @@ Precedence: flag, then environment, then file, then built-in.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -221,6 +222,12 @@ def _read(path: Path, read: Read, *, must_exist: bool) -> dict[str, object]:
             ) from error
         return {}
     except OSError as error:
+        if isinstance(error, NotADirectoryError) and not must_exist:
+            raise ConfigError(
+                f"{path.parent.parent} cannot be vmm's data directory.",
+                details=str(error),
+                resolution="Name a directory with --data-dir or VMM_DATA_DIR, or leave it out.",
+            ) from error
         raise unreadable(path, error) from error
     # Most hosts have no file, and reading a command's configuration must not cost them the parser.
     import tomllib
@@ -233,10 +240,14 @@ def _read(path: Path, read: Read, *, must_exist: bool) -> dict[str, object]:
 
 def unreadable(path: Path, error: Exception) -> ConfigError:
     """Return the error for a configuration file that cannot be read, or holds no TOML."""
+    mend = f"Mend it with an editor, or move it away: sudo mv {path} {path}.old"
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        # No plain file: nothing that should be moved.
+        mend = "Name a file with --config or VMM_CONFIG, or leave it out: without one the built-in values hold."
     return ConfigError(
         f"The configuration file {path} cannot be read.",
         details="It is nested too deeply." if isinstance(error, RecursionError) else str(error),
-        resolution=f"Mend it with an editor, or move it away: sudo mv {path} {path}.old",
+        resolution=mend,
     )
 
 

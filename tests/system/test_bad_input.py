@@ -94,6 +94,8 @@ WRONG: list[tuple[int, str, list[str]]] = [
     (1, "to pull", ["image", "pull", "windows"]),
     (1, "to pull", ["kernel", "pull", "bsd"]),
     (1, "cannot be read", ["image", "import", "/nonexistent", "--name", "i"]),
+    (1, "cannot be vmm's data directory", ["--data-dir", "/etc/passwd", "list"]),
+    (1, "it is a directory", ["--config", "/", "list"]),
     (1, "cannot be read", ["kernel", "import", "/nonexistent", "--name", "k"]),
     # What exists already, or is in use
     (1, "already", ["create", "here", *SMALL]),
