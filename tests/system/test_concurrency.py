@@ -1,6 +1,7 @@
 """Many commands at once: one wins, the others are told, and nothing is given twice."""
 
 import subprocess
+import tomllib
 
 import pytest
 from hosts import Host
@@ -71,3 +72,19 @@ def test_starts_at_once_where_the_rules_were_flushed_put_everyone_into_them(tiny
         for machine in tiny.json("list"):
             assert f'"{machine["tap_device"]}" . {machine["mac_address"]} . {machine["ip_address"]}' in rules
         tiny.vmm("stop", "--force", *names[1:])
+
+
+def test_what_several_commands_set_at_once_is_all_kept(host: Host) -> None:
+    values = {
+        "cpus": 3,
+        "memory_mb": 300,
+        "disk_size_mb": 2000,
+        "engine": "qemu",
+        "image": "other",
+        "kernel": "another",
+    }
+    running = [host.popen("config", "set", f"vm_defaults.{key}", str(value)) for key, value in values.items()]
+    assert [each.wait(60) for each in running] == [0] * len(values)
+    directory = host.data_dir / "config"
+    assert tomllib.loads((directory / "config.toml").read_text())["vm_defaults"] == values
+    assert [path.name for path in directory.iterdir()] == ["config.toml"]

@@ -14,6 +14,7 @@ from vmm.model.sizes import parse_mib, parse_whole
 from vmm.model.words import quoted
 
 _MOST_TOLD = 4
+_LOCK_S = 30.0
 _OF_NETWORK = {"subnet", "gateway", "bridge_name"}
 _HEAD = "# The configuration of vmm on this host. Keys: vmm config show; change one: vmm config set KEY VALUE\n"
 
@@ -39,10 +40,21 @@ def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, conf
         UsageError: there is no such key, or the value is of the wrong kind.
         ConfigError: the file cannot be read, or would not be right with the change; it is then left as it was.
     """
+    path = _file(data_dir, config_file)
+    lock = path.with_name(f".{path.name}.lock")
+    with files.locked(lock, what=f"the configuration file {path}", timeout_s=_LOCK_S):
+        try:
+            _set(path, changes, data_dir)
+        finally:
+            # Whoever waits for it looks whether it still has its name.
+            lock.unlink(missing_ok=True)
+    return path
+
+
+def _set(path: Path, changes: Mapping[str, str], data_dir: Path | None) -> None:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
-    path = _file(data_dir, config_file)
     try:
         document = tomlkit.parse(read_text(path)) if path.exists() else tomlkit.document()
     except (TOMLKitError, OSError, RecursionError) as error:
@@ -58,7 +70,6 @@ def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, conf
                 resolution=f"Take the line out of {path}, then give the command again.",
             )
         target[name] = value
-    files.make_dir(path.parent)
     draft = path.with_name(f".{path.name}.draft")
     try:
         files.write_atomic(draft, tomlkit.dumps(document))
@@ -70,7 +81,6 @@ def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, conf
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    return path
 
 
 def _check(draft: Path, path: Path, data_dir: Path | None) -> Config:
