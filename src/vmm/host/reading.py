@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # A hundred times what any configuration, description or key takes.
 TEXT_BYTES = 1024 * 1024
-# What is asked for at once in the beginning: the kernel clears as much before it gives a byte of /proc/sys.
+# What is asked for at once until more is there: the kernel clears as much before it gives a byte of /proc/sys.
 _FIRST_BYTES = 16 * 1024
 # More than any kernel or engine has, of a mebibyte each.
 _PROGRAM_CHUNKS = 512
@@ -66,17 +66,19 @@ def read_bytes(path: Path, *, most: int = TEXT_BYTES, follow: bool = True) -> by
         OSError: it cannot be opened (as `open_plain` says), or holds more than `most` bytes (EFBIG).
     """
     fd = open_plain(path, follow=follow)
+    parts: list[bytes] = []
+    asked, left = _FIRST_BYTES, most + 1
     try:
-        content = os.read(fd, min(_FIRST_BYTES, most + 1))
-        part = content
-        while part and len(content) <= most:
-            part = os.read(fd, min(TEXT_BYTES, most + 1 - len(content)))
-            content += part
+        while left and (part := os.read(fd, min(asked, left))):
+            parts.append(part)
+            left -= len(part)
+            if len(part) == asked:
+                asked = TEXT_BYTES
     finally:
         os.close(fd)
-    if len(content) > most:
+    if not left:
         raise OSError(errno.EFBIG, f"it holds more than {most} bytes", str(path))
-    return content
+    return b"".join(parts)
 
 
 def read_text(path: Path, *, most: int = TEXT_BYTES, follow: bool = True, errors: str = "strict") -> str:
