@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmm.engines.choice import kvm_report
+
 LIBRARY = Path(os.environ.get("VMM_TEST_LIBRARY", ""))
 # Where vmm lies when scripts/install has put it there, and where a checkout and its packages are.
 HOME, CHECKOUT, PACKAGES = Path("/usr/local/lib/vmm"), Path("/opt/vmm"), Path("/opt/packages")
@@ -91,8 +93,9 @@ DEBIAN_13 = Recipe(
         ),
     ),
 )
-# Those of a usual run; Debian 13 is for one that asks for all of it (`nested.whole`).
-RECIPES = (DEBIAN_12, DEBIAN_13) if os.environ.get("VMM_TEST_NESTED") == "whole" else (DEBIAN_12,)
+# Where this host has virtualization, hosts in it are fast, and all of their tests run; emulated they take an hour.
+WHOLE = os.environ.get("VMM_TEST_NESTED") == "whole" or kvm_report().can_run_guests
+RECIPES = (DEBIAN_12, DEBIAN_13) if WHOLE else (DEBIAN_12,)
 
 
 @dataclass(frozen=True)
