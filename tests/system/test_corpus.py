@@ -56,7 +56,7 @@ def lives(shared_host: Host, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         corpus.remove(tree)
         extra = ("--user-data", str(user_data)) if name == "cloud-init" else ()
         shared_host.vmm(
-            "create", name, "--image", name, "--engine", "qemu", "--cpus", "1", "--disk", "1G", *extra,
+            "create", name, "--image", name, "--engine", "qemu", "--cpus", "2", "--disk", "1G", *extra,
             "--dns", "192.0.2.53",
         )  # fmt: skip
         life = Life()
