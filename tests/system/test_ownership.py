@@ -287,7 +287,8 @@ for each in loops:
 """
 
 
-def test_a_table_that_is_being_made_is_not_a_strangers(first: Host, tmp_path: Path) -> None:
+def test_a_table_that_is_being_made_is_not_a_strangers(host: Host, tmp_path: Path) -> None:
     """nft lists it now and then as one without anything in it: a start beside a reconcile was refused for that."""
-    assert first.run(sys.executable, "-c", LOOKS, str(tmp_path), timeout=120).stdout.split() == ["NOBODYS", "OURS"]
-    first.run("nft", "flush", "ruleset")
+    # A host where nothing ran: another's supervisor would put its own tables back, and those are truly not ours.
+    assert host.run(sys.executable, "-c", LOOKS, str(tmp_path), timeout=120).stdout.split() == ["NOBODYS", "OURS"]
+    host.run("nft", "flush", "ruleset")
