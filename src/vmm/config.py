@@ -5,7 +5,6 @@ Precedence: flag, then environment, then file, then built-in.
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
@@ -213,42 +212,21 @@ def _path(text: str | None) -> Path | None:
 def _read(path: Path, read: Read, *, must_exist: bool) -> dict[str, object]:
     try:
         content = read(path)
-    except FileNotFoundError as error:
-        if must_exist:
-            raise ConfigError(
-                f"There is no configuration file {path}.",
-                details="It was named with --config or VMM_CONFIG.",
-                resolution="Name one that is there, or leave it out: without a file the built-in values hold.",
-            ) from error
-        return {}
     except OSError as error:
-        if isinstance(error, NotADirectoryError) and not must_exist:
-            raise ConfigError(
-                f"{path.parent.parent} cannot be vmm's data directory.",
-                details=str(error),
-                resolution="Name a directory with --data-dir or VMM_DATA_DIR, or leave it out.",
-            ) from error
-        raise unreadable(path, error) from error
+        if isinstance(error, FileNotFoundError) and not must_exist:
+            return {}
+        from vmm.config_trouble import told
+
+        raise told(path, error, named=must_exist) from error
     # Most hosts have no file, and reading a command's configuration must not cost them the parser.
     import tomllib
 
     try:
         return _flatten(tomllib.loads(content.decode()), path)
     except (ValueError, RecursionError) as error:
-        raise unreadable(path, error) from error
+        from vmm.config_trouble import told
 
-
-def unreadable(path: Path, error: Exception) -> ConfigError:
-    """Return the error for a configuration file that cannot be read, or holds no TOML."""
-    mend = f"Mend it with an editor, or move it away: sudo mv {path} {path}.old"
-    if isinstance(error, OSError) and error.errno == errno.EINVAL:
-        # No plain file: nothing that should be moved.
-        mend = "Name a file with --config or VMM_CONFIG, or leave it out: without one the built-in values hold."
-    return ConfigError(
-        f"The configuration file {path} cannot be read.",
-        details="It is nested too deeply." if isinstance(error, RecursionError) else str(error),
-        resolution=mend,
-    )
+        raise told(path, error, named=must_exist) from error
 
 
 def _flatten(table: Mapping[str, object], path: Path, prefix: str = "") -> dict[str, object]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from vmm import config as configuration
+from vmm import config_trouble
 from vmm.app import HostSite
 from vmm.config import KEYS, Config
 from vmm.errors import ConfigError, ConflictError, NetworkError, UsageError
@@ -58,7 +59,7 @@ def _set(path: Path, changes: Mapping[str, str], data_dir: Path | None) -> None:
     try:
         document = tomlkit.parse(read_text(path)) if path.exists() else tomlkit.document()
     except (TOMLKitError, OSError, RecursionError) as error:
-        raise configuration.unreadable(path, error) from error
+        raise config_trouble.told(path, error, named=True) from error
     for key, text in changes.items():
         value = _value(key, text)
         table, _, name = key.rpartition(".")
