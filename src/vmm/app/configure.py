@@ -41,18 +41,20 @@ def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, conf
         UsageError: there is no such key, or the value is of the wrong kind.
         ConfigError: the file cannot be read, or would not be right with the change; it is then left as it was.
     """
+    # What can never be right makes no directory and waits for no one.
+    values = {key: _value(key, text) for key, text in changes.items()}
     path = _file(data_dir, config_file)
     lock = path.with_name(f".{path.name}.lock")
     with files.locked(lock, what=f"the configuration file {path}", timeout_s=_LOCK_S):
         try:
-            _set(path, changes, data_dir)
+            _set(path, values, data_dir)
         finally:
             # Whoever waits for it looks whether it still has its name.
             lock.unlink(missing_ok=True)
     return path
 
 
-def _set(path: Path, changes: Mapping[str, str], data_dir: Path | None) -> None:
+def _set(path: Path, changes: Mapping[str, object], data_dir: Path | None) -> None:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
@@ -60,8 +62,7 @@ def _set(path: Path, changes: Mapping[str, str], data_dir: Path | None) -> None:
         document = tomlkit.parse(read_text(path)) if path.exists() else tomlkit.document()
     except (TOMLKitError, OSError, RecursionError) as error:
         raise config_trouble.told(path, error, named=True) from error
-    for key, text in changes.items():
-        value = _value(key, text)
+    for key, value in changes.items():
         table, _, name = key.rpartition(".")
         target = document.setdefault(table, tomlkit.table()) if table else document
         if not isinstance(target, MutableMapping):

@@ -11,6 +11,7 @@ from vmm.host import files, process
 from vmm.host.reading import read_text
 from vmm.model.text import harmless
 from vmm.model.value import Value
+from vmm.storage import description
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -201,15 +202,13 @@ class MachineDirectories(Value):
             self.socket(name).unlink(missing_ok=True)
 
     def describe(self, machine: Machine, forwards: Sequence[PortForward]) -> None:
-        from vmm.storage import description
-
         # It can be made again from the database, as long as there is one: a full disk is no reason to fail for it.
         with contextlib.suppress(HostError):
             text = description.text_of(machine, forwards)
             files.write_atomic(self._directory(machine.name) / description.FILE, text, mode=0o600, durable=False)
 
     def is_described(self, name: str) -> bool:
-        return (self._directory(name) / "machine.json").exists()
+        return (self._directory(name) / description.FILE).exists()
 
     def check_removable(self, name: str) -> None:
         """Raise HostError where a machine's files cannot be removed."""
