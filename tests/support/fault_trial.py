@@ -19,6 +19,8 @@ _VOLATILE = {"id", "pid", "created_at", "started_at"}
 Meddle = Callable[["Trials"], None]
 _LIVE = {"running", "paused", "stopping"}
 _GONE_S = 5.0
+# How often what is shown is looked at anew because a process has ended meanwhile.
+_LOOKS = 5
 
 
 @dataclass(frozen=True)
@@ -313,6 +315,18 @@ class Trials:
         return wrong
 
     def _looked(self, verb: Verb, engine: int | None) -> Looked:
+        """Return what is shown, and what is wrong with it; looked at anew where a process has ended meanwhile.
+
+        An engine that was killed takes a moment to go. Where vmm could not wait for it, it ends between two questions.
+        """
+        for _ in range(_LOOKS):
+            before = self.ground.processes().keys()
+            seen = self._look(verb, engine)
+            if not seen.wrong or before == self.ground.processes().keys():
+                break
+        return seen
+
+    def _look(self, verb: Verb, engine: int | None) -> Looked:
         """List the machines, and compare with the host."""
         if verb.is_watched:
             self.ground.settled()

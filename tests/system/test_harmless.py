@@ -35,14 +35,15 @@ def h(shared_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
 def shown(h: Host, *arguments: str) -> str:
     """Return what vmm says: on a terminal, which must not be driven by it, and to a program.
 
-    A console goes to a program as it is.
+    A console goes to a program as it is, and a machine in the foreground shows its console.
     """
+    console = not {"console", "--foreground"}.isdisjoint(arguments)
     said = h.vmm(*arguments, check=False)
     seen = on_a_terminal([*h.prefix, *VMM, *arguments], h.environment)[1]
-    for text in (seen, said.stderr, "" if "console" in arguments else said.stdout):
+    for text in (seen, said.stderr, "" if console else said.stdout):
         assert not [wrong for wrong in DRIVES if wrong in text], (arguments, text)
         assert "Traceback" not in text
-    return seen if "console" in arguments else said.stdout + said.stderr
+    return seen if console else said.stdout + said.stderr
 
 
 def test_a_kernel_that_prints_escapes(h: Host) -> None:
