@@ -1,7 +1,11 @@
 """The way in. Asking for the version imports nothing but this, and a plain listing no parser."""
 
+import errno
 import os
 import sys
+
+# What the kernel says when it cannot or may not give what an import asks for. Any other error is a fault of vmm's own.
+_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM, errno.EACCES, errno.EIO)
 
 
 def main() -> int:
@@ -16,6 +20,8 @@ def main() -> int:
         code = 130
     except (OSError, MemoryError) as error:
         # The same, for want of memory or files: the module that would say so cannot be imported either.
+        if isinstance(error, OSError) and error.errno not in _LACKS:
+            raise
         _complain(
             f"Error: vmm cannot be loaded.\n  {error or 'There is not enough memory.'}\n"
             "  To mend it: see the limits of this shell (ulimit -a) and the room in memory (free -h), then try again.\n"

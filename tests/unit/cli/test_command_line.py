@@ -331,3 +331,28 @@ def test_repairs_say_which_are_the_users(capsys: pytest.CaptureFixture[str]) -> 
     ]
     render.repairs(found, "json")
     assert [row["done"] for row in json.loads(capsys.readouterr().out)] == [True, False]
+
+
+# Errors that no command answers
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("OSError(24, 'Too many open files')", "Error: vmm cannot be loaded.\n  [Errno 24] Too many open files\n"),
+        ("MemoryError()", "Error: vmm cannot be loaded.\n  There is not enough memory.\n"),
+        # A fault of vmm's own is told as what it is.
+        ("FileNotFoundError(2, 'No such file or directory')", "Traceback (most recent call last):\n"),
+    ],
+)
+def test_only_a_host_that_lacks_something_keeps_vmm_from_being_loaded(raised: str, said: str) -> None:
+    script = (
+        "import sys, vmm.cli.short\n"
+        f"def fails(arguments): raise {raised}\n"
+        "vmm.cli.short.run_short = fails\n"
+        "from vmm.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
