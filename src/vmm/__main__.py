@@ -23,7 +23,7 @@ def main() -> int:
         if isinstance(error, OSError) and error.errno not in _LACKS:
             raise
         _complain(
-            f"Error: vmm cannot be loaded.\n  {error or 'There is not enough memory.'}\n"
+            f"Error: vmm cannot be loaded.\n  {str(error) or 'There is not enough memory.'}\n"
             "  To mend it: see the limits of this shell (ulimit -a) and the room in memory (free -h), then try again.\n"
         )
         code = 1
