@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm.errors import ConflictError, StateError, VmmError
+from vmm.errors import ConflictError, StateError, VmmError, without_numbers
 from vmm.host import files, systemd
 from vmm.model import names
 from vmm.model.clock import now
@@ -81,18 +83,14 @@ def restore(site: HostSite, wish: Wish) -> Restored:
     paths = site.config.paths
     with _all_held(site):
         if not wish.force and is_good(site):
-            raise ConflictError(
-                f"The database {paths.database} is good, and was left in place.",
-                details="A copy put back in its place would forget what came after that copy.",
-                resolution="See what is wrong (vmm db check); to replace it all the same: sudo vmm db restore -f",
-            )
+            raise _good_as_it_is(paths.database, wish)
         left: tuple[rebuild.Left, ...] = ()
         if wish.again:
             on_disk = rebuild.look(paths.machines, site.subnet)
             source, left = str(paths.machines), on_disk.left
             drafted = backup.draft_by(lambda draft: rebuild.fill(draft, on_disk), paths.database)
         else:
-            copy = wish.source or _newest_good(site)
+            copy = wish.source or _newest_good(site, wish)
             source, drafted = str(copy), backup.draft_of(copy, paths.database)
         with drafted as draft:
             kept = backup.put_in_place(draft, paths.database)
@@ -107,16 +105,34 @@ def restore(site: HostSite, wish: Wish) -> Restored:
     )
 
 
-def _newest_good(site: HostSite) -> Path:
+def _good_as_it_is(database: Path, wish: Wish) -> ConflictError:
+    instead = "A copy put back in its place would forget what came after that copy."
+    how = "sudo vmm db restore -f"
+    if wish.again:
+        instead = "One that is made from what lies on disk has no events, and no machine whose disk is gone."
+        how = "sudo vmm db restore --rebuild -f"
+    elif wish.source is not None:
+        how = f"sudo vmm db restore -f --from {shlex.quote(str(wish.source))}"
+    return ConflictError(
+        f"The database {database} is good, and was left in place.",
+        details=instead,
+        resolution=f"See what is wrong (vmm db check); to replace it all the same: {how}",
+    )
+
+
+def _newest_good(site: HostSite, wish: Wish) -> Path:
     database = site.config.paths.database
     known = backup.copies(database)
     for copy in known:
         if _is_whole(site, copy.path):
             return copy.path
+    where = database.parent / "backups"
     raise StateError(
         "There is no good copy of the database to put back.",
-        details=f"{len(known)} copies lie in {database.parent / 'backups'}; none can be used.",
-        resolution="Make a database from what lies on disk: sudo vmm db restore --rebuild",
+        details=f"Of {len(known)} in {where} none is whole." if known else f"There is none in {where}.",
+        resolution="Make a database from what lies on disk: sudo vmm db restore --rebuild -f"
+        if wish.force
+        else "Make a database from what lies on disk: sudo vmm db restore --rebuild",
     )
 
 
@@ -214,7 +230,8 @@ def _network(site: HostSite) -> VmmError | None:
 def _database(site: HostSite, found: backup.Condition) -> Check:
     name, path = "database", site.config.paths.database
     if found.unreachable:
-        return _warn(name, f"{path} cannot be looked through: {found.unreachable}", "sudo vmm db check")
+        fix = "sudo vmm db check" if os.geteuid() != 0 else f"see what lies there, and who holds it: ls -ld {path}"
+        return _warn(name, f"{path} cannot be looked through: {without_numbers(found.unreachable)}", fix)
     if found.problems:
         return _bad(name, f"{path} is damaged: {found.problems[0]}", _RESTORE)
     if not found.version:

@@ -314,16 +314,6 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _told(error: OSError, brief: str) -> HostError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        resolution = (
-            "Make room on that file system: df -h shows it, vmm delete NAME and vmm image delete NAME free some."
-        )
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        resolution = "Run the command as root: sudo vmm ..."
-        if os.geteuid() == 0:
-            resolution = "Something keeps even root from it: see lsattr, and the options of the mount (findmnt -T)."
-    elif error.errno == errno.EROFS:
-        resolution = "Mount the file system writable again; nothing was changed."
-    else:
-        resolution = "Check the path and the file system it lies on, then try again."
-    return HostError(brief, details=str(error), resolution=resolution)
+    from vmm.remedy import remedy
+
+    return HostError(brief, details=str(error), resolution=remedy(error))

@@ -14,7 +14,7 @@ from vmm import TYPE_CHECKING
 from vmm.errors import StateError
 from vmm.host import files, reading
 from vmm.model.value import Value
-from vmm.storage import readable, schema
+from vmm.storage import readable, schema, trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -76,10 +76,12 @@ def save(path: Path) -> Path:
             resolution="See what lies on disk: vmm db check",
         )
     found = examine(path)
-    if found.problems or found.unreachable:
+    if found.unreachable:
+        raise trouble.unreadable(path, found.unreachable)
+    if found.problems:
         raise StateError(
             f"The database {path} is damaged, and was not backed up.",
-            details=found.unreachable or found.problems[0],
+            details=found.problems[0],
             resolution="See what is left of it: vmm db check; put an earlier one back: sudo vmm db restore",
         )
     with _told(path), contextlib.closing(open_for_reading(path)) as connection:

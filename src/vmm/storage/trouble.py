@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import sqlite3
 
 from vmm import TYPE_CHECKING
@@ -13,6 +14,11 @@ from vmm.errors import StateError
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
+
+# What is said of what lies at a path, or of who may have it; anything else is the host's.
+_OF_ITS_PATH = (
+    errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -27,8 +33,10 @@ def told(path: Path, *, busy_s: float) -> Generator[None]:
     except UnicodeDecodeError as error:
         # What SQLite quotes of a damaged page need not be text, and then Python cannot read even the message.
         raise damaged(path, error.object.decode(errors="replace")) from error
-    except PermissionError as error:
-        raise _denied(path, error) from error
+    except OSError as error:
+        if error.errno not in _OF_ITS_PATH:
+            raise
+        raise _unopened(path, error) from error
 
 
 def damaged(path: Path, details: str) -> StateError:
@@ -36,6 +44,15 @@ def damaged(path: Path, details: str) -> StateError:
         f"The database {path} is damaged.",
         details=f"{details}. Running machines go on; nothing was changed.",
         resolution="See what is left: vmm db check; then: sudo vmm db restore",
+    )
+
+
+def unreadable(path: Path, why: str) -> StateError:
+    at = shlex.quote(str(path))
+    return StateError(
+        f"The database {path} cannot be read, and was not backed up.",
+        details=why,
+        resolution=f"See what lies there (ls -ld {at}) and who holds it (sudo fuser -v {at}), then try again.",
     )
 
 
@@ -59,7 +76,7 @@ def _operational(path: Path, error: sqlite3.OperationalError, *, busy_s: float) 
             resolution=f"See who holds it (fuser {path}), then try again.",
         )
     if "readonly" in text or "unable to open" in text:
-        return _denied(path, error)
+        return _unopened(path, _as_the_system_says(path, error))
     if "full" in text:
         return StateError(
             "The database cannot be written: the disk is full.",
@@ -73,13 +90,19 @@ def _operational(path: Path, error: sqlite3.OperationalError, *, busy_s: float) 
     )
 
 
-def _denied(path: Path, error: Exception) -> StateError:
-    code = getattr(error, "errno", errno.EACCES)
-    root = os.geteuid() == 0
-    return StateError(
-        f"The database {path} cannot be opened for this.",
-        details=f"{error} (errno {code}, user id {os.geteuid()})",
-        resolution="Check the file system it lies on: is it mounted read-only?"
-        if root
-        else "Run it as root: sudo vmm ...",
-    )
+def _unopened(path: Path, error: OSError) -> StateError:
+    from vmm.remedy import remedy
+
+    return StateError(f"The database {path} cannot be opened for this.", details=str(error), resolution=remedy(error))
+
+
+def _as_the_system_says(path: Path, error: sqlite3.OperationalError) -> OSError:
+    """Return what the system itself says of a database that SQLite could not open, or not for writing."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+        os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+    except OSError as said:
+        return said
+    return OSError(0, str(error), str(path))
