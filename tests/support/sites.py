@@ -355,6 +355,7 @@ class FakeFiles:
     made: set[str] = field(default_factory=set)
     described: dict[str, list[PortForward]] = field(default_factory=dict)
     left_mounted: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)  # names whose directory is another machine's
     fails: BaseException | None = None
     stuck: BaseException | None = None
 
@@ -366,6 +367,9 @@ class FakeFiles:
 
     def is_made(self, name: str) -> bool:
         return name in self.made
+
+    def is_its_own(self, machine) -> bool:
+        return machine.name not in self.others
 
     def is_described(self, name: str) -> bool:
         return name in self.described

@@ -372,6 +372,14 @@ def test_disks_and_directories_are_compared_with_the_records(ready: Host, runs: 
     with sqlite3.connect(db(ready)) as connection:
         connection.execute("UPDATE machines SET started_at = NULL WHERE name = 'stands'")
     connection.close()
+    os.truncate(disk, 300 << 20)
+    found = checks(ready)["disks"]
+    assert found["detail"] == "larger than they are recorded: stands (300 MiB)"
+    assert ready.fails("set", "stands", "--disk", "280", code=2).startswith("Error: The disk of 'stands' cannot shrink")
+    assert disk.stat().st_size == 300 << 20
+    assert found["fix"] == "sudo vmm set stands --disk 300"
+    os.truncate(disk, 256 << 20)
+    assert checks(ready)["disks"]["status"] == "ok"
     # A directory that says of itself that it is another machine's of that name.
     described = vms / "stands" / "machine.json"
     text = described.read_text()

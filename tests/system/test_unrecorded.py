@@ -53,3 +53,28 @@ def test_a_machine_that_a_restored_database_does_not_know_keeps_all_it_has(host:
         assert stream.read(8) == b"precious"
     assert host.machine("late")["state"] == ("running" if runs else "created")
     assert host.machine("late")["pid"] == (pid or None)
+
+
+@pytest.mark.fault(17)
+def test_a_record_of_before_does_nothing_to_another_machine_of_its_name(host: Host, tmp_path) -> None:
+    add_tiny(host, tmp_path)
+    host.vmm("create", "web", *SMALL)
+    host.vmm("db", "backup")
+    host.vmm("delete", "web")
+    host.vmm("create", "web", *SMALL)
+    pid = host.start("web")
+    machine_id = host.machine("web")["id"]
+    described = host.data_dir / "vms" / "web" / "machine.json"
+    text = described.read_text()
+    host.vmm("db", "restore", "--force")
+    for verb in (["start", "web"], ["stop", "web"], ["delete", "web"], ["set", "web", "--disk", "512"]):
+        assert "is another machine's of that name" in host.fails(*verb)
+    told = host.vmm("reconcile", check=False)
+    assert f"its engine runs (pid {pid}), and the database does not know it" in told.stdout
+    host.vmm("delete", "web", "--force")
+    assert is_running(pid)
+    assert (host.data_dir / "sockets" / "web.sock").exists()
+    assert (host.data_dir / "vms" / "web" / "disk.ext4").stat().st_size == 256 << 20
+    assert described.read_text() == text
+    host.vmm("db", "restore", "--rebuild", "--force")
+    assert (host.machine("web")["id"], host.machine("web")["pid"]) == (machine_id, pid)

@@ -290,7 +290,20 @@ def _disks(site: HostSite, machines: Sequence[Machine]) -> Check:
     if lost:
         unmade = [machine.name for machine in lost]
         return _warn("disks", f"not made yet: {_some(unmade)}", f"sudo vmm start {unmade[0]}")
+    larger = [machine for machine in machines if _real_mib(site, machine) > machine.spec.disk_mib]
+    if larger:
+        first = larger[0]
+        detail = _some([f"{machine.name} ({_real_mib(site, machine)} MiB)" for machine in larger])
+        fix = f"sudo vmm set {first.name} --disk {_real_mib(site, first)}"
+        return _warn("disks", f"larger than they are recorded: {detail}", fix)
     return _ok("disks", "every machine has its own")
+
+
+def _real_mib(site: HostSite, machine: Machine) -> int:
+    """Return the size of a disk's file, 0 where that cannot be seen."""
+    with contextlib.suppress(OSError):
+        return -(-site.files.disk(machine.name).stat().st_size // (1024 * 1024))
+    return 0
 
 
 def _directories(site: HostSite, records: Sequence[Machine | UnreadableRecord]) -> Check:

@@ -21,7 +21,7 @@ class MachineFiles(Protocol):
         ...
 
     def grow(self, name: str, disk_mib: int) -> None:
-        """Make the disk larger; the guest's file system follows at its next boot."""
+        """Make the disk larger; the guest's file system follows at its next boot. UsageError where it has more."""
         ...
 
     def grown(self, name: str) -> None:
@@ -66,11 +66,18 @@ class MachineFiles(Protocol):
         ...
 
     def describe(self, machine: Machine, forwards: Sequence[PortForward]) -> None:
-        """Write down beside the disk what the database knows of the machine, for the day the database is lost."""
+        """Write down beside the disk what the database knows of the machine, for the day the database is lost.
+
+        A description of another machine of that name stays.
+        """
         ...
 
     def is_described(self, name: str) -> bool:
         """Whether what `describe` writes is there."""
+        ...
+
+    def is_its_own(self, machine: Machine) -> bool:
+        """Whether its directory is not described as that of another machine of its name; no description is its own."""
         ...
 
     def check_removable(self, name: str) -> None:

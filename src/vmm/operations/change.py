@@ -10,6 +10,7 @@ from vmm.model.lifecycle import Verb, check_legal
 from vmm.model.limits import checked_limits
 from vmm.model.network import checked_resolver
 from vmm.model.value import Value, replace
+from vmm.operations.clear import refuse_anothers
 from vmm.operations.observe import observed
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ def change(site: Site, name: str, changes: Changes) -> Machine:
     """Change a stopped machine; `auto_start` and labels may be changed while it runs too.
 
     Raises:
-        ConflictError: it runs.
+        ConflictError: it runs, or its disk is another machine's.
         UsageError: a value out of bounds, or a disk smaller than it is.
     """
     with site.store.lock(name):
         machine = observed(site, site.store.machine(name))
+        refuse_anothers(site, machine)
         if not _harmless(changes):
             check_legal(Verb.SET, machine)
         spec = _changed(site, machine.spec, changes)

@@ -5,11 +5,27 @@ from __future__ import annotations
 import contextlib
 
 from vmm import TYPE_CHECKING
-from vmm.errors import NotFoundError, VmmError
+from vmm.errors import ConflictError, NotFoundError, VmmError
 
 if TYPE_CHECKING:
     from vmm.model.machine import Machine
     from vmm.model.site import Site
+
+
+def refuse_anothers(site: Site, machine: Machine) -> None:
+    """Refuse a machine whose directory is another's of its name: a database of before was put back.
+
+    Raises:
+        ConflictError: it is so; nothing of the other may be started, changed or removed by this record.
+    """
+    if not site.files.is_its_own(machine):
+        name, disk = machine.name, site.files.disk(machine.name)
+        raise ConflictError(
+            f"The disk of the machine {name!r} is another machine's of that name.",
+            details=f"{disk.parent} is not of {machine.id}, which the database has: a copy of before was put back.",
+            resolution="Take in what lies on disk: sudo vmm db restore --rebuild -f; or forget this record alone, and"
+            f" leave the disk: sudo vmm delete {name} --force",
+        )
 
 
 def release(site: Site, machine: Machine) -> None:
@@ -45,8 +61,9 @@ def clear_away(site: Site, machine: Machine) -> None:
     What cannot be removed now (a mount that is held, a process the kernel has not let go) does not keep a machine from
     being stopped; the next start, delete or reconcile takes it.
     """
-    site.files.unlink_socket(machine.name)
-    put_back_disk(site, machine)
+    if site.files.is_its_own(machine):
+        site.files.unlink_socket(machine.name)
+        put_back_disk(site, machine)
     with contextlib.suppress(VmmError):
         site.engine(machine.spec.engine).clean_up(machine.id, jails=site.jails)
     with contextlib.suppress(VmmError):

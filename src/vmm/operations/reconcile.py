@@ -11,7 +11,7 @@ from vmm.model.facts import Moment, Standing
 from vmm.model.lifecycle import LIVE, is_waiting
 from vmm.model.machine import Machine, MachineState, UnreadableRecord
 from vmm.model.value import Value
-from vmm.operations.clear import clear_away, put_back_disk
+from vmm.operations.clear import clear_away, put_back_disk, refuse_anothers
 from vmm.operations.observe import observed
 from vmm.operations.settle import settle_locked
 
@@ -125,6 +125,7 @@ def _mend(site: Site, name: str, engine: ProcessIdentity | None) -> list[Repair]
 
 def _mend_locked(site: Site, machine: Machine, engine: ProcessIdentity | None) -> list[Repair]:
     name = machine.name
+    refuse_anothers(site, machine)
     if machine.state in LIVE:
         found = settle_locked(site, machine)
         if found.adopted:

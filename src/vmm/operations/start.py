@@ -24,7 +24,7 @@ from vmm.model.machine import (
     UnreadableRecord,
 )
 from vmm.model.value import Value
-from vmm.operations.clear import adopt, clear_away
+from vmm.operations.clear import adopt, clear_away, refuse_anothers
 from vmm.operations.observe import find_engine, observed
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def _begin(site: Site, name: str, mode: Mode, *, boot: bool) -> tuple[Machine, b
                 details=f"It is {machine.state}.",
                 resolution=f"vmm start {name}",
             )
+        refuse_anothers(site, machine)
         already = not is_needed(Verb.START, machine.state) or _adopt(machine)
         if already and machine.process is not None:
             site.store.record(name, MachineState.RUNNING, process=machine.process, wanted=True)

@@ -13,7 +13,7 @@ from vmm.model.last_words import is_down
 from vmm.model.lifecycle import LIVE, Verb, check_legal, is_needed, is_waiting
 from vmm.model.machine import Machine, MachineState, Owner, ProcessIdentity
 from vmm.model.value import Value
-from vmm.operations.clear import clear_away, release
+from vmm.operations.clear import clear_away, refuse_anothers, release
 from vmm.operations.observe import observed
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def stop(
         # a quarter of a second later, and all are to stand at the same time.
         deadline = time.monotonic() + timeout_s if timeout_s > 0 and not force else None
         machine = observed(site, site.store.machine(name))
+        refuse_anothers(site, machine)
         wanted = machine.wanted if keep_wanted else False
         method = StopMethod.ALREADY
         if is_needed(Verb.STOP, machine.state) and not is_waiting(machine):
@@ -93,11 +94,15 @@ def delete(site: Site, name: str, *, force: bool = False) -> Deleted:
     """Delete a machine with its disk, address and forwards. Works on a full disk; run again, it finishes.
 
     Raises:
-        ConflictError: it runs, and `force` was not given.
+        ConflictError: it runs, or its disk is another machine's of its name, and `force` was not given.
     """
     with site.store.lock(name):
         machine = observed(site, site.store.machine(name))
         check_legal(Verb.DELETE, machine, force=force)
+        if not force:
+            refuse_anothers(site, machine)
+        elif not site.files.is_its_own(machine):
+            return _forget(site, machine)
         # Before anything is ended: a machine whose files stay would be killed for nothing.
         site.files.check_removable(name)
         if machine.state in LIVE:
@@ -113,6 +118,12 @@ def delete(site: Site, name: str, *, force: bool = False) -> Deleted:
         site.store.remove(name, event=Happening(kind=EventKind.DELETED))
         _end_unit(site, machine, wait=True)
     return Deleted(name=name)
+
+
+def _forget(site: Site, machine: Machine) -> Deleted:
+    """Delete the record alone: disk, socket, address and unit are, or may be, those of another machine of its name."""
+    site.store.remove(machine.name, event=Happening(kind=EventKind.DELETED, detail="its record alone"))
+    return Deleted(name=machine.name)
 
 
 def _record_stopped(site: Site, machine: Machine, method: StopMethod, *, wanted: bool) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 
 from vmm import TYPE_CHECKING
+from vmm.errors import VmmError
+from vmm.host.reading import read_text
 from vmm.storage import schema
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from vmm.model.machine import Machine
     from vmm.model.network import PortForward
 
 FILE = "machine.json"
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def text_of(machine: Machine, forwards: Sequence[PortForward]) -> str:
@@ -53,3 +58,16 @@ def text_of(machine: Machine, forwards: Sequence[PortForward]) -> str:
         ],
     }
     return json.dumps(facts, indent=1) + "\n"
+
+
+def identity(directory: Path) -> str | None:
+    """Return the id that a directory's description gives its machine; None where it says none, or is of elsewhere.
+
+    Nothing else of it is looked at: that is for `rebuild`, and a start reads this.
+    """
+    try:
+        facts = json.loads(read_text(directory / FILE, follow=False))
+        machine_id, name = facts["id"], facts["name"]
+    except (OSError, VmmError, ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return machine_id if name == directory.name and isinstance(machine_id, str) and _ID.fullmatch(machine_id) else None

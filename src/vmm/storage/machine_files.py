@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from vmm import TYPE_CHECKING
-from vmm.errors import HostError
+from vmm.errors import HostError, UsageError
 from vmm.host import files, process
 from vmm.host.reading import read_text
 from vmm.model.text import harmless
@@ -62,7 +62,7 @@ class MachineDirectories(Value):
             user_data = directory / "user-data"
             files.write_atomic(user_data, machine.spec.user_data, mode=0o600)
             self.make_seed(machine, user_data, directory / "cidata.iso")
-        self.describe(machine, ())
+        self._describe(machine, ())
         self._publish_keys(machine)
         if machine.spec.disk_mib > image.size_mib:
             (directory / "grow").touch(mode=0o600)
@@ -82,8 +82,18 @@ class MachineDirectories(Value):
         return self.disk(name).exists()
 
     def grow(self, name: str, disk_mib: int) -> None:
-        """Make the disk larger; what grows the file system in it is the guest, at its next boot."""
+        """Make the disk larger; what grows the file system in it is the guest, at its next boot.
+
+        A database that was put back may know it as smaller than it is: what counts is the file.
+        """
         try:
+            there_mib = -(-self.disk(name).stat().st_size // (1024 * 1024))
+            if there_mib > disk_mib:
+                raise UsageError(
+                    f"The disk of {name!r} cannot shrink to {disk_mib} MiB.",
+                    details=f"It is recorded as smaller, and has {there_mib} MiB; a disk can only grow.",
+                    resolution=f"Give --disk {there_mib} or more.",
+                )
             (self._directory(name) / "grow").touch(mode=0o600)
             os.truncate(self.disk(name), disk_mib * 1024 * 1024)
         except OSError as error:
@@ -202,6 +212,10 @@ class MachineDirectories(Value):
             self.socket(name).unlink(missing_ok=True)
 
     def describe(self, machine: Machine, forwards: Sequence[PortForward]) -> None:
+        if self.is_its_own(machine):
+            self._describe(machine, forwards)
+
+    def _describe(self, machine: Machine, forwards: Sequence[PortForward]) -> None:
         # It can be made again from the database, as long as there is one: a full disk is no reason to fail for it.
         with contextlib.suppress(HostError):
             text = description.text_of(machine, forwards)
@@ -209,6 +223,10 @@ class MachineDirectories(Value):
 
     def is_described(self, name: str) -> bool:
         return (self._directory(name) / description.FILE).exists()
+
+    def is_its_own(self, machine: Machine) -> bool:
+        described = description.identity(self._directory(machine.name))
+        return described in (None, machine.id)
 
     def check_removable(self, name: str) -> None:
         """Raise HostError where a machine's files cannot be removed."""

@@ -498,3 +498,22 @@ def test_what_stage_1_said_is_shown_and_told_when_ssh_does_not_answer(site: Fake
         start(site, "m", Mode(wait=Wait.SSH))
     assert caught.value.details.startswith("No banner came. At its boot stage-1 said: the image has no sshd ]0;x.")
     assert "[1.0] other" in caught.value.details
+
+
+# another machine of the same name
+
+
+def test_a_record_whose_disk_is_another_machine_s_touches_nothing_of_it(site: FakeSite) -> None:
+    made(site)
+    site.files.others.add("m")
+    site.log.clear()
+    for verb in (start, stop, delete, lambda site, name: change(site, name, Changes(disk_mib=4096))):
+        with pytest.raises(ConflictError, match="is another machine's of that name") as caught:
+            verb(site, "m")
+        assert "sudo vmm db restore --rebuild -f" in caught.value.resolution
+        assert "sudo vmm delete m --force" in caught.value.resolution
+    assert site.log == []
+    delete(site, "m", force=True)
+    assert site.log == []
+    assert site.files.made == {"m"}
+    assert site.store.machines() == []

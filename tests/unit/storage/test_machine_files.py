@@ -1,5 +1,6 @@
 """A machine's own directory: whole or not there, and what was lost is made again where that harms nothing."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from machines import a_machine
 
 from vmm.config import Paths
-from vmm.errors import HostError
+from vmm.errors import HostError, UsageError
 from vmm.guest.keys import make_key
 from vmm.model.image import Image, Kernel
 from vmm.storage import machine_files
@@ -80,6 +81,18 @@ def test_growing_is_asked_for_until_a_guest_did_it(files: MachineDirectories, im
     assert files.disk("m").stat().st_size == 600 << 20
     files.prepare_boot(machine, kernel, ())
     assert initrd.read_text() == "grow=True key=True"
+
+
+def test_a_disk_that_is_larger_than_its_record_is_not_cut(files: MachineDirectories, image: Image) -> None:
+    files.make(a_machine("m", disk_mib=512), image)
+    os.truncate(files.disk("m"), (4096 << 20) - 1)
+    with pytest.raises(UsageError, match="cannot shrink to 2048 MiB") as caught:
+        files.grow("m", 2048)
+    assert caught.value.details == "It is recorded as smaller, and has 4096 MiB; a disk can only grow."
+    assert caught.value.resolution == "Give --disk 4096 or more."
+    assert files.disk("m").stat().st_size == (4096 << 20) - 1
+    files.grow("m", 4096)
+    assert files.disk("m").stat().st_size == 4096 << 20
 
 
 @pytest.mark.parametrize("lost", ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub", "known_hosts"])
