@@ -15,6 +15,7 @@ from vmm.errors import ConflictError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import BinaryIO
 
 # A directory of `staging_dir`: PREFIX-PID-RANDOM.
 _STAGING = r"[.a-z0-9]+-[0-9]+-[0-9a-f]{8}"
@@ -114,16 +115,22 @@ def copy_disk(source: Path, destination: Path, *, size_mib: int, mode: int = 0o6
     temporary = destination.with_name(f".{destination.name}.partial")
     try:
         temporary.unlink(missing_ok=True)
-        with os.fdopen(reading.open_plain(source), "rb") as reader, temporary.open("xb") as writer:
-            os.fchmod(writer.fileno(), mode)
+        with os.fdopen(reading.open_plain(source), "rb") as reader, _new_file(temporary) as writer:
             copy.copy_content(reader.fileno(), writer.fileno())
             os.ftruncate(writer.fileno(), max(size_mib * 1024 * 1024, os.fstat(reader.fileno()).st_size))
+            os.fchmod(writer.fileno(), mode)
         temporary.replace(destination)
     except OSError as error:
         raise _told(error, f"The disk {destination} cannot be made.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """Make a file that is its maker's alone from its first moment on: who opens it once reads it for ever."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
 def flush_directory(path: Path) -> None:

@@ -269,3 +269,23 @@ def test_a_network_file_system_is_known_by_the_mount_that_counts(tmp_path: Path,
         "//server/x /home/a\\040b cifs rw 0 0\n"
     )
     assert files.network_file_system(Path(path), table) == kind
+
+
+def test_a_new_disk_is_never_anyone_elses_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even before it has its mode: a descriptor of that moment reads all that a guest writes later."""
+    (tmp_path / "image").write_bytes(b"x" * 4096)
+    modes: list[int] = []
+    fchmod = os.fchmod
+
+    def watched(fd: int, mode: int) -> None:
+        modes.append(os.fstat(fd).st_mode & 0o777)
+        fchmod(fd, mode)
+
+    monkeypatch.setattr(os, "fchmod", watched)
+    before = os.umask(0)
+    try:
+        files.copy_disk(tmp_path / "image", tmp_path / "disk", size_mib=1)
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+    assert (tmp_path / "disk").stat().st_mode & 0o777 == 0o600

@@ -350,3 +350,12 @@ def test_a_group_that_is_not_there_is_told() -> None:
         identity.group_id("vmm-no-such")
     assert "groupadd" in caught.value.resolution
     assert identity.group_id("root") == 0
+
+
+def test_programs_do_not_stand_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python, and others, take for their own what lies there."""
+    monkeypatch.chdir(tmp_path)
+    assert process.run(["pwd"]).stdout == "/\n"
+    assert process.run(["pwd"], cwd=tmp_path).stdout == f"{tmp_path}\n"
+    with process.begin_reading(["pwd"], most=100) as reading:
+        assert reading.read(timeout_s=10) == "/\n"

