@@ -1,5 +1,6 @@
 """vmm put on a host for good: installed, enabled, rebooted, crashed, and taken off again; systemd is PID 1."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -293,3 +294,39 @@ def test_uninstalled(container: Container) -> None:
     assert (container.root / "var/lib/vmm/vms/back/disk.ext4").exists()
     container.run(str(CHECKOUT / "scripts/uninstall"), "--purge", timeout=300)
     assert not (container.root / "var/lib/vmm").exists()
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Path:
+    """A directory of a user's, with what Python would take for its own modules; each leaves a file there."""
+    place = tmp_path / "users"
+    for name in (
+        "pip/__main__.py",
+        "pip/__init__.py",
+        "venv/__init__.py",
+        "venv/__main__.py",
+        "compileall.py",
+        "json.py",
+    ):
+        _made((place / name).parent)
+        (place / name).write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n")
+    return place
+
+
+def test_what_installs_runs_nothing_of_the_directory_it_is_given_in(tmp_path: Path, trap: Path) -> None:
+    """And it makes what any user may run and nobody may write, whatever the umask of root's shell."""
+    environment = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(LIBRARY / "packages")}
+    environment |= {"VMM_PREFIX": str(tmp_path / "prefix"), "VMM_DATA_DIR": str(tmp_path / "none")}
+    home = tmp_path / "prefix/usr/local/lib/vmm"
+
+    sh(str(TOP / "scripts/install"), "--no-enable", cwd=trap, umask=0, env=environment, timeout=300)
+    assert list(trap.rglob("*.ran")) == []
+    paths = [path for path in (tmp_path / "prefix").rglob("*") if not path.is_symlink()]
+    assert [path for path in paths if path.stat().st_mode & 0o022] == []
+    assert sh(str(home / "bin/vmm"), "--version").stdout.startswith("vmm ")
+    # As after an upgrade of the host: a Python that finds nothing of what its environment was made with.
+    lib = f"top={TOP}; . {TOP}/scripts/lib.sh; python() {{ echo /bin/echo; }}; venv {home}"
+    assert sh("bash", "-c", lib).stdout == ""
+    shutil.rmtree(next(home.glob("lib/python3*/site-packages/pip")))
+    assert sh("bash", "-c", lib).stdout.endswith(f"-I -m venv {home}\n")
+    assert not (home / "bin").exists()

@@ -300,7 +300,7 @@ def test_a_place_for_jails_that_others_can_write_to_is_refused(lab: Host, bait: 
             lab.data_dir.chmod(0o775)
     before = _seen(base)
     said = refused(lab)
-    assert "Jails cannot stand in this data directory" in said
+    assert "The data directory is open to other users" in said
     assert "others can write there" in said
     if way == "below a shared one":
         lab.data_dir.chmod(0o755)

@@ -63,7 +63,12 @@ def open_site(
     tell: Callable[[str], None] | None = None,
 ) -> HostSite:
     """Return this host's vmm; `read_only` for commands that any user may give. `tell` is told what the user should."""
-    return HostSite(load_config(data_dir=data_dir, config_file=config_file), read_only=read_only, tell=tell)
+    config = load_config(data_dir=data_dir, config_file=config_file)
+    if not read_only and os.geteuid() == 0:
+        from vmm.host import files
+
+        files.refuse_unsafe(config.paths.data_dir)
+    return HostSite(config, read_only=read_only, tell=tell)
 
 
 class HostProcesses:

@@ -1,5 +1,6 @@
 """`vmm config`: the file is changed as a whole, and only by what can be read back."""
 
+import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _HEAD = "# The configuration of vmm on this host. Keys: vmm config show; change 
 def initialise(config: Config) -> bool:
     """Make the data directory and a configuration file; False when the file was there. What is there stays."""
     paths = config.paths
+    if os.geteuid() == 0:
+        files.refuse_unsafe(paths.data_dir)
     for directory in (paths.data_dir, paths.config.parent, paths.machines, paths.kernels, paths.images, paths.logs):
         files.make_dir(directory)
     for directory in (paths.sockets, paths.ssh, paths.staging):

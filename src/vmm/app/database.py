@@ -207,7 +207,9 @@ def _record(site: HostSite, machine: Machine, engine: ProcessIdentity) -> None:
 def _has_unit(machine: Machine, engine: ProcessIdentity) -> bool:
     """Whether systemd runs the engine in the machine's own unit."""
     try:
-        return systemd.unit_of(machine) in Path(f"/proc/{engine.pid}/cgroup").read_text(encoding="utf-8")
+        return systemd.unit_of(machine) in Path(f"/proc/{engine.pid}/cgroup").read_text(
+            encoding="utf-8", errors="replace"
+        )
     except OSError:
         return False
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm.errors import StateError
+from vmm.host.identity import command_line
 from vmm.host.recognition import own_id
 from vmm.model.machine import Stray, UnreadableRecord
 from vmm.storage import rebuild
@@ -57,7 +57,7 @@ def _engines(site: HostSite) -> Iterator[tuple[int, str | None, str | None]]:
     known, sockets = site.recognition(), os.fsencode(site.config.paths.sockets) + b"/"
     for entry in os.listdir("/proc"):  # noqa: PTH208  # names are all that is needed, of thousands
         try:
-            line = Path(f"/proc/{entry}/cmdline").read_bytes() if entry.isdigit() else b""
+            line = command_line(int(entry)) if entry.isdigit() else b""
         except OSError:
             continue
         name = _socket_name(line, sockets)

@@ -70,7 +70,9 @@ def _streams(plan: BootPlan) -> Generator[hands.Streams]:
     plan.socket.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     join: tuple[int, ...] = ()
-    with plan.console.open("ab") as console, os.fdopen(os.open(plan.log, flags, 0o600), "wb") as log:
+    # Root's alone from their first moment on, should one not be there yet: who opens it once reads it for ever.
+    console_fd = os.open(plan.console, flags & ~os.O_TRUNC, 0o600)
+    with os.fdopen(console_fd, "ab") as console, os.fdopen(os.open(plan.log, flags, 0o600), "wb") as log:
         try:
             if plan.cgroup:
                 from vmm.host import cgroups

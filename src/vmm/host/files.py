@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vmm.errors import ConflictError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import BinaryIO
 
 # A directory of `staging_dir`: PREFIX-PID-RANDOM.
 _STAGING = r"[.a-z0-9]+-[0-9]+-[0-9a-f]{8}"
@@ -33,11 +35,35 @@ def make_dir(path: Path, *, mode: int = 0o755) -> Path:
     """Make a directory with exactly `mode`, whatever the umask, parents included; one that exists keeps its content."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o755)
-        if path.stat().st_mode & 0o777 != mode:
+        there = path.lstat()
+        if stat.S_ISLNK(there.st_mode):
+            # Root's own may lead to another disk; someone else's would have us change what they choose.
+            if there.st_uid not in (0, os.geteuid()):
+                raise OSError(errno.ELOOP, "It is a link of another user's", str(path))
+            there = path.stat()
+        if there.st_mode & 0o777 != mode:
             path.chmod(mode)
     except OSError as error:
         raise _told(error, f"The directory {path} cannot be made.") from error
     return path
+
+
+def refuse_unsafe(base: Path) -> None:
+    """Raise HostError where anyone but root could put something into `base`, or something else in its place."""
+    real = base.resolve()
+    for path in (real, *real.parents, *base.parents):
+        try:
+            there = path.lstat()
+        except FileNotFoundError:
+            continue
+        shared = 0 if stat.S_ISLNK(there.st_mode) else there.st_mode & 0o022
+        # In a sticky directory (/tmp) nobody can replace what is root's.
+        if there.st_uid != 0 or (shared and (path == real or not there.st_mode & stat.S_ISVTX)):
+            raise HostError(
+                "The data directory is open to other users.",
+                details=f"{path} is {stat.filemode(there.st_mode)}, of user {there.st_uid}: others can write there.",
+                resolution=f"Make it root's alone (chown root {path}; chmod go-w {path}), or give another --data-dir.",
+            )
 
 
 # Network file systems by their name in /proc/mounts: locks and SQLite cannot be trusted on them.
@@ -114,16 +140,22 @@ def copy_disk(source: Path, destination: Path, *, size_mib: int, mode: int = 0o6
     temporary = destination.with_name(f".{destination.name}.partial")
     try:
         temporary.unlink(missing_ok=True)
-        with os.fdopen(reading.open_plain(source), "rb") as reader, temporary.open("xb") as writer:
-            os.fchmod(writer.fileno(), mode)
+        with os.fdopen(reading.open_plain(source), "rb") as reader, _new_file(temporary) as writer:
             copy.copy_content(reader.fileno(), writer.fileno())
             os.ftruncate(writer.fileno(), max(size_mib * 1024 * 1024, os.fstat(reader.fileno()).st_size))
+            os.fchmod(writer.fileno(), mode)
         temporary.replace(destination)
     except OSError as error:
         raise _told(error, f"The disk {destination} cannot be made.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """Make a file that is its maker's alone from its first moment on: who opens it once reads it for ever."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
 def flush_directory(path: Path) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from vmm.host.recognition import Recognition
+# Sixteen times the longest that an engine has: qemu, with a kernel's whole command line in it.
+_LINE_BYTES = 64 * 1024
 
 
 @functools.cache
@@ -100,7 +102,7 @@ def find_all(markers: Collection[str], *, known: Recognition | None = None) -> d
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
-            line = Path(f"/proc/{entry}/cmdline").read_bytes()
+            line = command_line(int(entry))
         except OSError:
             continue
         # qemu has its socket within an option's value; every other engine has its marker as a word of its own.
@@ -139,6 +141,20 @@ def of(pid: int, *, marker: str) -> ProcessIdentity:
 def this_process() -> ProcessIdentity:
     """Return the identity of the vmm command at work, for rows that say who is at it."""
     return of(os.getpid(), marker="")
+
+
+def command_line(pid: int) -> bytes:
+    """Return a process's command line, empty for one longer than any engine's: its size is its user's to choose.
+
+    Raises:
+        OSError: there is no such process, or it is not shown.
+    """
+    fd = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        line = os.read(fd, _LINE_BYTES + 1)
+    finally:
+        os.close(fd)
+    return line if len(line) <= _LINE_BYTES else b""
 
 
 def group_id(name: str) -> int:
@@ -180,7 +196,7 @@ def _is_hidden(pid: int) -> bool:
 
 def _has_marker(pid: int, marker: str) -> bool:
     try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        arguments = command_line(pid).split(b"\0")
     except OSError:
         return False
     return any(_names(argument, marker.encode()) for argument in arguments)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # sbin first: a user's own PATH often lacks it, and root's tools live there.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROXIES = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"})
+# Where programs stand: in the directory of whoever gave the command may lie what Python and others take for their own.
+_CWD = "/"
 _TIMEOUT_S = 60.0
 _MOMENT_S = 2.0
 # What is kept of what a program says; the longest known is nft's list of ten thousand machines. One that says more is
@@ -116,7 +118,12 @@ def begin_reading(argv: Sequence[str], *, most: int) -> Reading:
     try:
         with _told(argv), forking:
             process = subprocess.Popen(
-                list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, env=environment()
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                env=environment(),
+                cwd=_CWD,
             )
     except BaseException:
         output.close()
@@ -128,7 +135,12 @@ def begin(argv: Sequence[str], *, stdin: str) -> Begun:
     """Start a program that takes its commands from stdin and says nothing; HostError when it is missing."""
     with _told(argv), forking:
         process = subprocess.Popen(
-            list(argv), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+            cwd=_CWD,
         )
     assert process.stdin is not None  # noqa: S101  # asked for above
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
@@ -142,7 +154,7 @@ def run(  # each is a plain fact of one exec; a type would only rename subproces
     stdin: str | None = None,
     timeout_s: float = _TIMEOUT_S,
     env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
+    cwd: Path | str = _CWD,
     stdout: IO[bytes] | None = None,
     check: bool = True,
     most_bytes: int = _MOST_BYTES,
@@ -252,7 +264,7 @@ def child(argv: Sequence[str]) -> Begun:
     """Start a program that is waited for later; what it complains of goes where our own complaints do."""
     with _told(argv), forking:
         argv = list(argv)
-        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment(), cwd="/")
+        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment(), cwd=_CWD)
     return Begun(process=child)
 
 
@@ -290,7 +302,7 @@ def _outliving(argv: Sequence[str], streams: Streams) -> subprocess.Popen[bytes]
             stdout=streams.output,
             stderr=streams.errors,
             env=environment(),
-            cwd="/",
+            cwd=_CWD,
             start_new_session=True,
             # Without it Python may share its memory with the child until that execs, and copies nothing.
             preexec_fn=None if streams.is_ours else enter,  # noqa: PLW1509  # see there

@@ -2,7 +2,7 @@
 
 Where a file is expected there may be a FIFO that nobody writes to, a device without an end, or a hundred megabytes:
 whoever put it there, a command that looks must come to an end. Files of the kernel's own (/proc, /sys) are read as they
-are.
+are, but for a command line in /proc, whose size any user chooses (`identity.command_line`).
 """
 
 from __future__ import annotations

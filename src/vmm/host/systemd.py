@@ -35,11 +35,11 @@ Documentation=man:vmm(1)
 After=network.target network-online.target nss-lookup.target
 After=nftables.service docker.service firewalld.service ufw.service
 Wants=network.target network-online.target
+RequiresMountsFor="{data_dir}" "{executable}"
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-Environment=VMM_DATA_DIR={data_dir}
 ExecStart={executable} autostart
 ExecStop={executable} autostop --if-host-goes-down --timeout 60
 KillMode=process
@@ -55,7 +55,7 @@ _ENDS = "1 148 149 150 151 152 153 SIGKILL SIGTERM SIGINT SIGSEGV SIGABRT SIGBUS
 
 
 def unit_text(*, executable: Path, data_dir: Path) -> str:
-    """Return the unit for a vmm that lies at `executable`."""
+    """Return the unit for a vmm that lies at `executable`. Which directory is its own the configuration says."""
     return _UNIT.format(executable=_escaped(executable), data_dir=_escaped(data_dir))
 
 

@@ -11,7 +11,7 @@ import sqlite3
 import time
 
 from vmm import TYPE_CHECKING
-from vmm.errors import StateError
+from vmm.errors import StateError, VmmError
 from vmm.host import files, reading
 from vmm.model.value import Value
 from vmm.storage import readable, schema, trouble
@@ -336,6 +336,8 @@ def _held(database: Path) -> Generator[None]:
 
     A process that had opened it before finds at its next write that the file has moved, and SQLite refuses that write.
     """
+    with contextlib.suppress(VmmError, OSError, sqlite3.Error):
+        readable.make_private(database)
     try:
         fd = os.open(database, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

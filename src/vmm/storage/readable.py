@@ -151,7 +151,14 @@ def make_private(database: Path) -> None:
             return
         with files.staging_dir(database.parent, prefix=".private") as staging:
             draft = staging / database.name
-            files.write_atomic(draft, _bytes_of(database, staging), mode=0o600)
+            try:
+                content = _bytes_of(database, staging)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                # Damaged, and as it is it stays: it is only nobody else's to lock any more.
+                content = database.read_bytes()
+            files.write_atomic(draft, content, mode=0o600)
             draft.replace(database)
         files.flush_directory(database.parent)
 

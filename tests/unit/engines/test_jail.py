@@ -69,7 +69,7 @@ def test_a_jail_stands_where_nobody_else_can_put_anything(place: str) -> None:
     if refused is None:
         jailing.refuse_unsafe(Placed(chain))  # type: ignore[arg-type]
         return
-    with pytest.raises(HostError, match="Jails cannot stand in this data directory") as caught:
+    with pytest.raises(HostError, match="The data directory is open to other users") as caught:
         jailing.refuse_unsafe(Placed(chain))  # type: ignore[arg-type]
     assert caught.value.details.startswith(f"{refused} is d")
     assert f"chmod go-w {refused})" in caught.value.resolution

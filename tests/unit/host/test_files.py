@@ -269,3 +269,57 @@ def test_a_network_file_system_is_known_by_the_mount_that_counts(tmp_path: Path,
         "//server/x /home/a\\040b cifs rw 0 0\n"
     )
     assert files.network_file_system(Path(path), table) == kind
+
+
+def test_a_new_disk_is_never_anyone_elses_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even before it has its mode: a descriptor of that moment reads all that a guest writes later."""
+    (tmp_path / "image").write_bytes(b"x" * 4096)
+    modes: list[int] = []
+    fchmod = os.fchmod
+
+    def watched(fd: int, mode: int) -> None:
+        modes.append(os.fstat(fd).st_mode & 0o777)
+        fchmod(fd, mode)
+
+    monkeypatch.setattr(os, "fchmod", watched)
+    before = os.umask(0)
+    try:
+        files.copy_disk(tmp_path / "image", tmp_path / "disk", size_mib=1)
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+    assert (tmp_path / "disk").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_directory_is_not_made_by_way_of_another_users_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o755)
+    (tmp_path / "own").symlink_to(victim)
+    (tmp_path / "theirs").symlink_to(victim)
+    os.chown(tmp_path / "theirs", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(HostError, match="cannot be made"):
+        files.make_dir(tmp_path / "theirs", mode=0o700)
+    assert victim.stat().st_mode & 0o777 == 0o755
+    files.make_dir(tmp_path / "own", mode=0o700)
+    assert victim.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_writes_into_no_data_directory_of_another_users(tmp_path: Path) -> None:
+    from vmm.app import load_config, open_site
+    from vmm.app.configure import initialise
+
+    data, victim = tmp_path / "data", tmp_path / "victim"
+    data.mkdir()
+    victim.mkdir(mode=0o755)
+    (data / "sockets").symlink_to(victim)
+    os.chown(data, 65534, 65534)
+    for write in (lambda: open_site(data_dir=data), lambda: initialise(load_config(data_dir=data))):
+        with pytest.raises(HostError, match="open to other users") as caught:
+            write()
+        assert caught.value.details.startswith(f"{data} is drwxr-xr-x, of user 65534")
+    assert (victim.stat().st_mode & 0o777, len(list(data.iterdir()))) == (0o755, 1)
+    assert open_site(data_dir=data, read_only=True).read_only
+    os.chown(data, 0, 0)
+    assert not open_site(data_dir=data).read_only

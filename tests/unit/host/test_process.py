@@ -350,3 +350,27 @@ def test_a_group_that_is_not_there_is_told() -> None:
         identity.group_id("vmm-no-such")
     assert "groupadd" in caught.value.resolution
     assert identity.group_id("root") == 0
+
+
+def test_programs_do_not_stand_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python, and others, take for their own what lies there."""
+    monkeypatch.chdir(tmp_path)
+    assert process.run(["pwd"]).stdout == "/\n"
+    assert process.run(["pwd"], cwd=tmp_path).stdout == f"{tmp_path}\n"
+    with process.begin_reading(["pwd"], most=100) as reading:
+        assert reading.read(timeout_s=10) == "/\n"
+
+
+def test_a_command_line_is_read_to_a_bound(tmp_path: Path) -> None:
+    """Its size is its user's to choose: one of half a gigabyte made a walk over all processes take a minute."""
+    long = [sys.executable, "-c", SLEEP, "/the/marker", *["x" * 100_000] * 3]
+    child = subprocess.Popen(long)
+    try:
+        while b"marker" not in Path(f"/proc/{child.pid}/cmdline").read_bytes():
+            time.sleep(0.01)
+        assert identity.command_line(child.pid) == b""
+        assert identity.find("/the/marker") is None
+    finally:
+        child.kill()
+        child.wait()
+    assert identity.command_line(os.getpid()) == Path("/proc/self/cmdline").read_bytes()

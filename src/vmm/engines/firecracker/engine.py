@@ -115,7 +115,7 @@ class FirecrackerEngine(Value):
         API's, and that one for an answer (seen with 1.12.1, once in 30 starts of a guest that resets at once).
         """
         try:
-            threads = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/comm")]
+            threads = [path.read_text(errors="replace") for path in Path(f"/proc/{process.pid}/task").glob("*/comm")]
         except OSError:
             return False
         # Firecracker's own names of its threads, as 1.12.1 has them.

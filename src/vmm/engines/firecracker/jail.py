@@ -216,17 +216,7 @@ def refuse_unsafe(base: Path) -> None:
     """Raise HostError where anyone but root could put something in the way to the jails (parents included)."""
     if not base.is_dir():
         files.make_dir(base, mode=0o700)
-    real = base.resolve()
-    for path in (real, *real.parents):
-        there = path.lstat()
-        shared = there.st_mode & 0o022
-        # In a sticky directory (/tmp) nobody can replace what is root's.
-        if there.st_uid != 0 or (shared and (path == real or not there.st_mode & stat.S_ISVTX)):
-            raise HostError(
-                "Jails cannot stand in this data directory.",
-                details=f"{path} is {stat.filemode(there.st_mode)}, of user {there.st_uid}: others can write there.",
-                resolution=f"Make it root's alone (chown root {path}; chmod go-w {path}), or give another --data-dir.",
-            )
+    files.refuse_unsafe(base)
 
 
 def _refuse_mount(base: Path) -> None:
