@@ -148,7 +148,7 @@ def read_file(path: Path, *, what: str) -> str:
 def _public_key(path: Path) -> str:
     from vmm.guest.keys import checked_public_key
 
-    return checked_public_key(read_file(path.expanduser(), what="ssh key"), source=str(path))
+    return checked_public_key(read_file(path, what="ssh key"), source=str(path))
 
 
 @click.command("create", cls=Command)
