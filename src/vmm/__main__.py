@@ -94,7 +94,7 @@ def _write(text: str, *, code: int) -> int:
         return code
     except (OSError, ValueError) as error:
         _complain(
-            f"Error: The output cannot be written.\n  {error}\n"
+            f"Error: The output cannot be written.\n  {getattr(error, 'strerror', None) or error}\n"
             "  To mend it: give stdout somewhere to go: a terminal, or a file where there is room (df -h).\n"
         )
         return code or 1

@@ -164,11 +164,11 @@ def load(*, read: Read, data_dir: Path | None = None, file: Path | None = None) 
     environment = os.environ
     chosen = data_dir or _path(environment.get("VMM_DATA_DIR")) or DATA_DIR
     # Absolute: what vmm starts in another directory reads it too.
-    path = (file or file_of(data_dir=data_dir)).absolute()
+    path = _whole(file or file_of(data_dir=data_dir), "the configuration file")
     values = _read(path, read, must_exist=bool(file or environment.get("VMM_CONFIG")))
     if data_dir is None and not environment.get("VMM_DATA_DIR") and "data_dir" in values:
         chosen = Path(str(values["data_dir"]))
-    return _checked(Paths(data_dir=chosen.absolute()), path, values)
+    return _checked(Paths(data_dir=_whole(chosen, "the data directory")), path, values)
 
 
 def file_of(*, data_dir: Path | None = None) -> Path:
@@ -205,6 +205,14 @@ def values_of(config: Config) -> dict[str, object]:
     }
 
 
+def _whole(path: Path, what: str) -> Path:
+    if path.is_absolute() and str(path).isprintable():
+        return path
+    from vmm.config_trouble import whole
+
+    return whole(path, what=what)
+
+
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
 
@@ -219,17 +227,17 @@ def _read(path: Path, read: Read, *, must_exist: bool) -> dict[str, object]:
 
         raise told(path, error, named=must_exist) from error
     # Most hosts have no file, and reading a command's configuration must not cost them the parser.
-    import tomllib
+    from vmm.config_trouble import parsed, told
 
+    tables = parsed(path, content, named=must_exist)
     try:
-        return _flatten(tomllib.loads(content.decode()), path)
-    except (ValueError, RecursionError) as error:
-        from vmm.config_trouble import told
-
+        return _flatten(tables, path)
+    except RecursionError as error:
         raise told(path, error, named=must_exist) from error
 
 
 def _flatten(table: Mapping[str, object], path: Path, prefix: str = "") -> dict[str, object]:
+    from vmm import config_trouble
     from vmm.model import words
 
     flat: dict[str, object] = {}
@@ -245,12 +253,10 @@ def _flatten(table: Mapping[str, object], path: Path, prefix: str = "") -> dict[
                 details=f"Known keys: {', '.join(KEYS)}.",
                 resolution=f"Take it out of {path}.",
             )
+        if config_trouble.is_too_large(value):
+            raise config_trouble.too_large(path, name)
         if not _is_of(expected, value):
-            raise ConfigError(
-                f"The key {name!r} in {path} has a value of the wrong kind.",
-                details=f"It is {words.quoted(value)}; needed is {_KIND_NAMES[expected]}.",
-                resolution=f"Mend the line in {path}, or: sudo vmm config set {name} VALUE",
-            )
+            raise config_trouble.wrong_kind(path, name, value, needed=_KIND_NAMES[expected])
         flat[name] = value
     return flat
 

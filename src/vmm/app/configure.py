@@ -7,10 +7,10 @@ from pathlib import Path
 from vmm import config as configuration
 from vmm import config_trouble
 from vmm.app import HostSite
-from vmm.config import KEYS, Config
+from vmm.config import KEYS, Config, Paths
 from vmm.errors import ConfigError, ConflictError, NetworkError, UsageError
 from vmm.host import accounts, files
-from vmm.host.reading import read_bytes, read_text
+from vmm.host.reading import read_bytes
 from vmm.model.machine import Machine
 from vmm.model.sizes import parse_mib, parse_whole
 from vmm.model.words import quoted
@@ -18,12 +18,12 @@ from vmm.model.words import quoted
 _MOST_TOLD = 4
 _LOCK_S = 30.0
 _OF_NETWORK = {"subnet", "gateway", "bridge_name"}
-_HEAD = "# The configuration of vmm on this host. Keys: vmm config show; change one: vmm config set KEY VALUE\n"
+_SIZES = {"vm_defaults.memory_mb", "vm_defaults.disk_size_mb"}
+_HEAD = "# The configuration of vmm on this host. Keys: vmm config show; change one: sudo vmm config set KEY VALUE\n"
 
 
-def initialise(config: Config) -> bool:
-    """Make the data directory and a configuration file; False when the file was there. What is there stays."""
-    paths = config.paths
+def make_directories(paths: Paths) -> None:
+    """Make the data directory and what lies in it; what is there stays."""
     if os.geteuid() == 0:
         files.refuse_unsafe(paths.data_dir)
     for directory in (paths.data_dir, paths.config.parent, paths.machines, paths.kernels, paths.images, paths.logs):
@@ -31,10 +31,28 @@ def initialise(config: Config) -> bool:
     for directory in (paths.sockets, paths.ssh, paths.staging):
         files.make_dir(directory, mode=0o700)
     files.make_dir(paths.state)
-    if paths.config.exists():
+
+
+def make_file(path: Path) -> bool:
+    """Make a configuration file that sets nothing; False when there was one, which stays."""
+    if os.path.lexists(path):
         return False
-    files.write_atomic(paths.config, _HEAD)
+    if not path.parent.is_dir():
+        files.make_dir(path.parent)
+    files.write_atomic(path, _HEAD)
     return True
+
+
+def initialise(*, data_dir: Path | None = None, config_file: Path | None = None) -> tuple[Path, bool]:
+    """Make the directories and the configuration file; return its path, and whether it was made.
+
+    Raises:
+        ConfigError: there is one, and it cannot be used; it stays as it is.
+    """
+    path = config_trouble.whole(config_file or configuration.file_of(data_dir=data_dir), what="the configuration file")
+    made = make_file(path)
+    make_directories(configuration.load(read=read_bytes, data_dir=data_dir, file=config_file).paths)
+    return path, made
 
 
 def set_config(changes: Mapping[str, str], *, data_dir: Path | None = None, config_file: Path | None = None) -> Path:
@@ -62,7 +80,8 @@ def _set(path: Path, changes: Mapping[str, object], data_dir: Path | None) -> No
     from tomlkit.exceptions import TOMLKitError
 
     try:
-        document = tomlkit.parse(read_text(path)) if path.exists() else tomlkit.document()
+        text = _text(path)
+        document = tomlkit.parse(text) if text else tomlkit.document()
     except (TOMLKitError, OSError, RecursionError) as error:
         raise config_trouble.told(path, error, named=True) from error
     for key, value in changes.items():
@@ -86,6 +105,16 @@ def _set(path: Path, changes: Mapping[str, object], data_dir: Path | None) -> No
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _text(path: Path) -> str:
+    """Return what the file holds, nothing where there is none; ConfigError for what the parser is not to be given."""
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
+        return ""
+    config_trouble.parsed(path, content, named=True)
+    return content.decode()
 
 
 def _check(draft: Path, path: Path, data_dir: Path | None) -> Config:
@@ -145,13 +174,13 @@ def _value(key: str, text: str) -> object:
             details=f"Keys: {', '.join(KEYS)}.",
             resolution="See them: vmm config show",
         )
-    if key == "vm_defaults.cpus":
+    if key in _SIZES:
+        return parse_mib(text)
+    if kind is int:
         number = parse_whole(text)
         if number is None:
             raise _wrong(key, text, "a whole number is needed")
         return number
-    if kind is int:
-        return parse_mib(text)
     if not text.isprintable():
         raise _wrong(key, text, "a text of printable characters is needed")
     if kind is list:

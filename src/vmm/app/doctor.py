@@ -138,7 +138,9 @@ def _jails(site: HostSite) -> Check:
         return _bad("jails", f"{error.brief} {error.details}", error.resolution)
     if loose:
         named = ", ".join(loose[:5]) + (" ..." if len(loose) > 5 else "")
-        return _warn("jails", f"{named}: run as root, without a jail", f"vmm set {loose[0]} --jail")
+        return _warn(
+            "jails", f"{named}: run as root, without a jail", f"vmm stop {loose[0]}; vmm set {loose[0]} --jail"
+        )
     if old:
         return _warn("jails", f"{', '.join(old[:5])}: started before there were jails", f"vmm restart {old[0]}")
     return _ok("jails", f"every machine has one of its own, and a user id from {first} to {last}")

@@ -3,7 +3,7 @@
 import time
 
 from vmm.app import HostSite
-from vmm.app.configure import initialise
+from vmm.app.configure import make_directories, make_file
 from vmm.errors import HostError, NotFoundError, VmmError
 from vmm.host import accounts, cgroups, files, packages
 from vmm.model.lifecycle import LIVE
@@ -72,7 +72,8 @@ def _programs(request: SetupRequest, progress: Progress) -> SetupStep:
 
 def _directories(site: HostSite) -> SetupStep:
     accounts.refuse_taken(site.config.uids, everyone=True)
-    made = initialise(site.config)
+    make_directories(site.config.paths)
+    made = make_file(site.config.file)
     directory = str(site.config.paths.data_dir)
     return SetupStep(name="directories", outcome="done" if made else "present", detail=directory)
 

@@ -7,7 +7,7 @@ import errno
 from vmm import TYPE_CHECKING
 from vmm.cli import output
 from vmm.cli.output import OutputLostError
-from vmm.errors import ExitCode, HostError, VmmError
+from vmm.errors import ExitCode, HostError, VmmError, without_numbers
 from vmm.model.text import LINES, harmless
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def lost(error: OutputLostError) -> int:
         return ExitCode.DONE
     complain(
         "The output cannot be written.",
-        str(error),
+        without_numbers(str(error)),
         "Give stdout somewhere to go: a terminal, or a file where there is room (df -h).",
     )
     return ExitCode.FAILED

@@ -37,7 +37,7 @@ def remember(option: str, value: str) -> None:
 
 def fit(text: str, *, root: bool | None = None) -> str:
     """Return a text with each command of vmm's in it as it is to be given here."""
-    root = os.geteuid() == 0 if root is None else root
+    root = _has_root_shell() if root is None else root
     options = _options(root=root)
 
     def fitted(found: re.Match[str]) -> str:
@@ -50,6 +50,11 @@ def fit(text: str, *, root: bool | None = None) -> str:
 
     text = _COMMAND.sub(fitted, text)
     return _SUDO.sub("", text) if root else text
+
+
+def _has_root_shell() -> bool:
+    """Whether the next command too is root's without sudo: `sudo vmm ...` was typed in a shell that is not."""
+    return os.geteuid() == 0 and os.environ.get("SUDO_UID") in (None, "0")
 
 
 def _needs_root(verb: str, second: str) -> bool:

@@ -66,7 +66,7 @@ _FIRST_STEPS = {
     "sudo vmm run --rm -- uname -a": "a machine for one command",
     "vmm list": "what there is",
     "sudo vmm port-forward dev 8080:80": "reach its port 80 as this host's 8080",
-    "sudo vmm delete dev": "gone",
+    "sudo vmm delete --force dev": "gone, though it runs",
 }
 
 

@@ -23,7 +23,7 @@ vmm \- virtual machines on this host, booted by Firecracker or qemu
 .I COMMAND
 .RI [ OPTIONS ]
 .SH DESCRIPTION
-A machine is a row in a database plus one process; there is no daemon. Whatever is killed, the next command repairs.
+A machine is a row in a database plus one process; no daemon holds it. Whatever is killed, the next command repairs.
 .PP
 Make a host ready once, and then a machine:
 .PP
@@ -35,7 +35,7 @@ sudo vmm run dev
 Every command takes these, before or after its name.
 """
 _FEET = r""".SH EXIT STATUS
-0 done, 1 failed, 2 wrong usage, 130 interrupted.
+0 done, 1 failed, 2 wrong usage, 130 interrupted; 128 and a signal's number where that ended it.
 .BR "vmm ssh" ", " "vmm exec" " and " "vmm run"
 give the remote command's own; 255 is that of ssh.
 .SH ENVIRONMENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # n
     # Given twice, before and after the command, the one that was given wins over the default of the other.
     if value not in (None, False):
         if isinstance(value, Path):
-            hints.remember(param.opts[0], str(value.absolute()))
+            hints.remember(param.opts[0], str(value))
         setattr(ctx.find_root().ensure_object(Settings), str(param.name), value)
 
 
@@ -166,15 +167,36 @@ class FilePath(click.ParamType[Path]):
         self._plain = plain
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
+        from vmm.model.words import quoted
+
         text = str(value)
         if not text or "\0" in text or (self._plain and not text.isprintable()):
             self.fail("it is no path that a file can have." if text else "an empty text is no path.", param, ctx)
-        return Path(text)
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError:
+            self.fail(f"{quoted(text)}: there is no such user; a file named so is given as './~...'.", param, ctx)
+        try:
+            absolute = path.absolute()
+        except FileNotFoundError:
+            gone = "is relative, and the directory that this shell stands in was removed"
+            self.fail(f"{quoted(text)} {gone}: give a path that begins with '/'.", param, ctx)
+        if _is_too_long(path):
+            self.fail(f"{quoted(text)} is longer than a path or a name may be.", param, ctx)
+        return absolute if self._plain else path
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(incomplete, type="file")]
+
+
+def _is_too_long(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 class Whole(click.ParamType[int]):

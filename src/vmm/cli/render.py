@@ -74,8 +74,8 @@ def forward_facts(forward: PortForward) -> dict[str, object]:
     }
 
 
-def machines(records: Sequence[MachineView | UnreadableRecord | Stray], output: str) -> None:
-    """Print a listing of machines."""
+def machines(records: Sequence[MachineView | UnreadableRecord | Stray], output: str, *, chosen: bool = False) -> None:
+    """Print a listing of machines; `chosen`: others may be there."""
     if output == "json":
         # A line a machine: what json writes in one go is four times as fast as what it indents.
         rows = ",\n".join(f"  {json_text(machine_facts(record))}" for record in records)
@@ -85,7 +85,8 @@ def machines(records: Sequence[MachineView | UnreadableRecord | Stray], output: 
     elif not records:
         from vmm.cli import hints
 
-        lines([hints.fit("No machines. Make one: sudo vmm run dev")])
+        none = "No machine matches. All of them: vmm list" if chosen else "No machines. Make one: sudo vmm run dev"
+        lines([hints.fit(none)])
     else:
         head = ("NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "DISK", "ENGINE", "IMAGE")
         table([head, *(_machine_row(record) for record in records)], right=(3, 4, 5))
@@ -172,7 +173,10 @@ def repairs(found: Sequence[Repair], output: str) -> None:
     if output == "json":
         to_json([{"subject": r.subject, "what": r.what, "done": r.done} for r in found])
         return
-    table([(repair.subject, "mended" if repair.done else "NOT MENDED", repair.what) for repair in found])
+    from vmm.cli import hints
+
+    rows = [(repair.subject, "mended" if repair.done else "NOT MENDED", hints.fit(repair.what)) for repair in found]
+    table(rows)
 
 
 def forwards(found: Sequence[PortForward], output: str) -> None:

@@ -111,5 +111,5 @@ def session_of(given: dict[str, Any], *, asks_terminal: bool) -> Session:
         words=words,
         terminal=terminal,
         has_input=not given["no_input"],
-        identity=None if identity is None else identity.expanduser().absolute(),
+        identity=None if identity is None else identity.absolute(),
     )

@@ -320,7 +320,7 @@ def _acquire(path: Path, *, what: str, timeout_s: float) -> int:
             raise ConflictError(
                 f"Another vmm command is working on {what}.",
                 details=f"{path} has been held for more than {timeout_s:.0f} s.",
-                resolution="Wait until it has ended (pgrep -a vmm shows it), then try again.",
+                resolution="Wait until it has ended (sudo pgrep -af vmm shows it), then try again.",
             )
         time.sleep(0.005)
 

@@ -42,16 +42,18 @@ def check_legal(verb: Verb, machine: Machine, *, force: bool = False) -> None:
     live = state in LIVE and not is_waiting(machine)
     match verb:
         case Verb.START if state is MachineState.PAUSED:
-            _refuse(name, "cannot be started", state, f"vmm stop {name}, then vmm start {name}")
+            _refuse(machine, "cannot be started", f"vmm stop {name}, then vmm start {name}")
         case Verb.DELETE if live and not force:
-            _refuse(name, "is not deleted", state, f"vmm stop {name} first, or: vmm delete --force {name}")
+            _refuse(machine, "is not deleted", f"vmm stop {name} first, or: vmm delete --force {name}")
         case Verb.SET if live:
-            _refuse(name, "cannot be changed", state, f"vmm stop {name}, change it, then vmm start {name}")
+            _refuse(machine, "cannot be changed", f"vmm stop {name}, change it, then vmm start {name}")
         case Verb.SSH if state is not MachineState.RUNNING:
-            _refuse(name, "cannot be reached", state, f"vmm start {name}, or: vmm ssh --start {name}")
+            _refuse(machine, "cannot be reached", f"vmm start {name}, or give --start")
         case Verb.START | Verb.STOP | Verb.DELETE | Verb.SET | Verb.SSH:
             return
 
 
-def _refuse(name: str, what: str, state: MachineState, resolution: str) -> None:
-    raise ConflictError(f"The machine {name!r} {what}.", details=f"It is {state}.", resolution=resolution)
+def _refuse(machine: Machine, what: str, resolution: str) -> None:
+    why = f": {machine.reason.rstrip('.')}" if machine.reason else ""
+    details = f"It is {machine.state}{why}."
+    raise ConflictError(f"The machine {machine.name!r} {what}.", details=details, resolution=resolution)

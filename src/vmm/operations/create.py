@@ -170,5 +170,5 @@ def _make_way(site: Site, name: str) -> None:
     raise ConflictError(
         f"There is a machine {name!r} already.",
         details=f"It is {existing.state}, made at {existing.created_at}.",
-        resolution=f"Choose another name, or delete it: vmm delete {name}",
+        resolution=f"Open a shell in it: vmm ssh --start {name}; choose another name; or delete it: vmm delete {name}",
     )

@@ -72,7 +72,7 @@ def _watch(site: Site) -> list[Repair]:
     try:
         site.ensure_supervisor()
     except VmmError as error:
-        what = f"no supervisor could be started: {error.brief} {error.details}"
+        what = f"no supervisor could be started: {_trouble(error)}"
         return [Repair(subject="host", what=what, done=False)]
     return []
 
@@ -81,7 +81,7 @@ def _sweep(site: Site) -> list[Repair]:
     try:
         return [Repair(subject=subject, what=what) for subject, what in site.sweep()]
     except VmmError as error:
-        return [Repair(subject="host", what=f"{error.brief} {error.details}", done=False)]
+        return [Repair(subject="host", what=_trouble(error), done=False)]
 
 
 def _engines(site: Site, machines: Sequence[Machine]) -> dict[str, ProcessIdentity]:
@@ -120,7 +120,7 @@ def _mend(site: Site, name: str, engine: ProcessIdentity | None) -> list[Repair]
         # Another command is at work on it, or has deleted it meanwhile.
         return []
     except VmmError as error:
-        return [Repair(subject=name, what=f"{error.brief} {error.details}", done=False)]
+        return [Repair(subject=name, what=_trouble(error), done=False)]
 
 
 def _mend_locked(site: Site, machine: Machine, engine: ProcessIdentity | None) -> list[Repair]:
@@ -204,7 +204,12 @@ def _mend_host(site: Site) -> list[Repair]:
 
 def _words(answer: Answer) -> str:
     what = f"{answer.name}: {answer.proof}"
-    return what if answer.mended or not answer.fix else f"{what}; {answer.fix}"
+    # Whoever reads this has just given `vmm reconcile`.
+    return what if answer.mended or not answer.fix or "vmm reconcile" in answer.fix else f"{what}; {answer.fix}"
+
+
+def _trouble(error: VmmError) -> str:
+    return f"{error.brief} {error.details} To mend it: {error.resolution}"
 
 
 def _is_held(site: Site, name: str) -> bool:

@@ -120,7 +120,7 @@ def _watch(site: Site) -> tuple[str, ...]:
     try:
         site.ensure_supervisor()
     except VmmError as error:
-        return (f"Nobody looks after the machine: {error.brief} {error.details}",)
+        return (f"Nobody looks after the machine: {error.brief} {error.details} To mend it: {error.resolution}",)
     return ()
 
 
@@ -303,7 +303,7 @@ def _warnings(site: Site, machine: Machine) -> tuple[str, ...]:
     if not machine.spec.jail:
         said.append(
             f"{machine.name} runs WITHOUT A JAIL (--no-jail): whoever breaks out of its engine is root on this host."
-            f" Confine it: vmm set {machine.name} --jail"
+            f" Confine it: vmm stop {machine.name}; vmm set {machine.name} --jail; vmm start {machine.name}"
         )
     for hole in site.engine(machine.spec.engine).holes():
         with contextlib.suppress(StateError):

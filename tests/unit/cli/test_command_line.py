@@ -356,3 +356,37 @@ def test_only_a_host_that_lacks_something_keeps_vmm_from_being_loaded(raised: st
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(said)
+
+
+@pytest.mark.parametrize("text", ["", ",", "state=running,,label=a"])
+def test_an_empty_filter_is_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "--filter", text]) == 2
+    assert "'' is not a filter." in capsys.readouterr().err
+
+
+def test_no_machine_that_matches_is_not_no_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMM_DATA_DIR", str(tmp_path))
+    assert run(["list", "--filter", "state=running,"]) == 0
+    assert capsys.readouterr().out.startswith("No machine matches. All of them: vmm ")
+
+
+def test_ports_without_a_colon_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["port-forward", "dev", "8080"]) == 2
+    assert "The ports are HOST:GUEST: vmm port-forward add NAME HOST:GUEST" in capsys.readouterr().err
+
+
+def test_the_first_steps_end_in_a_command_that_works(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    assert "vmm delete --force dev" in capsys.readouterr().out
+
+
+def test_an_empty_name_is_no_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMM_DATA_DIR", str(tmp_path))
+    if os.geteuid() != 0:
+        pytest.skip("run is root's")
+    assert run(["run", "", "--rm"]) == 2
+    assert "'' cannot be the name of a machine." in capsys.readouterr().err

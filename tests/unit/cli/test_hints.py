@@ -163,6 +163,20 @@ def test_sudo_is_there_where_it_is_needed_and_only_there(text: str, user: str, r
     assert hints.fit(text, root=True) == root
 
 
+@pytest.mark.parametrize(
+    ("user", "by_sudo", "shown"),
+    [(0, None, "vmm stop m"), (0, "0", "vmm stop m"), (0, "1000", "sudo vmm stop m"), (1000, None, "sudo vmm stop m")],
+)
+def test_who_typed_sudo_is_told_to_type_it_again(
+    monkeypatch: pytest.MonkeyPatch, user: int, by_sudo: str | None, shown: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    if by_sudo is not None:
+        monkeypatch.setenv("SUDO_UID", by_sudo)
+    assert hints.fit("vmm stop m") == shown
+
+
 def test_the_data_directory_that_was_given_is_in_the_hint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,23 @@ def test_paths_that_are_none() -> None:
         FilePath(plain=True).convert("a\nb", None, None)
 
 
+def test_paths_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(click.BadParameter, match="there is no such user"):
+        FilePath().convert("~nosuch/k", None, None)
+    for text in (f"/tmp/{'x' * 300}", "x/" * 3000):
+        with pytest.raises(click.BadParameter, match="longer than a path or a name may be"):
+            FilePath().convert(text, None, None)
+    monkeypatch.setenv("HOME", "/h")
+    assert FilePath().convert("~/k", None, None) == Path("/h/k")
+    monkeypatch.chdir(tmp_path)
+    assert FilePath(plain=True).convert("d", None, None) == tmp_path / "d"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(click.BadParameter, match="the directory that this shell stands in was removed"):
+        FilePath(plain=True).convert("d", None, None)
+
+
 @pytest.mark.fault(16)
 @pytest.mark.parametrize(
     "arguments",

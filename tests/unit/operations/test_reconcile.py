@@ -6,12 +6,13 @@ import pytest
 from sites import FakeSite, end_engine, kinds, made, running
 
 from vmm.errors import HostError, NetworkError
+from vmm.model.facts import not_ok
 from vmm.model.lifecycle import is_waiting
 from vmm.model.machine import MachineState, RestartPolicy
 from vmm.model.network import PortForward, Protocol
 from vmm.operations.forwards import add_forward
 from vmm.operations.observe import observed
-from vmm.operations.reconcile import Repair, reconcile
+from vmm.operations.reconcile import Repair, _trouble, _words, reconcile  # pyright: ignore[reportPrivateUsage]
 from vmm.operations.settle import settle
 from vmm.operations.start import start
 from vmm.operations.stop import stop
@@ -176,7 +177,7 @@ def test_what_cannot_be_mended_keeps_nothing_else_from_it(site: FakeSite, monkey
 
     monkeypatch.setattr(site.network, "detach", refuse)
     a, b = reconcile(site)[:2]
-    assert (a.subject, a.what, a.done) == ("a", "The link cannot be removed. busy", False)
+    assert (a.subject, a.what, a.done) == ("a", "The link cannot be removed. busy To mend it: -", False)
     assert (b.subject, b.done) == ("b", True)
     assert site.store.machine("b").state is MachineState.FAILED
 
@@ -314,3 +315,10 @@ def test_after_it_records_and_host_agree(site: FakeSite) -> None:
     for record in site.store.machines():
         assert observed(site, record) == record
     assert [record.state.value for record in site.store.machines()] == ["stopped", "running", "starting", "running"]
+
+
+def test_reconcile_does_not_lead_to_itself_and_says_what_to_do() -> None:
+    assert _words(not_ok("rules", "one is gone", "sudo vmm reconcile")) == "rules: one is gone"
+    assert _words(not_ok("x", "p", "sudo modprobe y")) == "x: p; sudo modprobe y"
+    error = HostError("It failed.", details="So.", resolution="Do this.")
+    assert _trouble(error) == "It failed. So. To mend it: Do this."

@@ -29,13 +29,11 @@ def show() -> None:
 @config_command.command("init", cls=Command)
 def init() -> None:
     """Make the directories and a configuration file; one that is there is left as it is."""
-    from vmm.app import load_config
     from vmm.app.configure import initialise
 
     given = settings()
-    config = load_config(data_dir=given.data_dir)
-    made = initialise(config)
-    given.say(f"{config.paths.config} {'is made' if made else 'was there already'}.")
+    path, made = initialise(data_dir=given.data_dir, config_file=given.config_file)
+    given.say(f"{path} {'is made' if made else 'was there already'}.")
 
 
 @config_command.command("set", cls=Command)

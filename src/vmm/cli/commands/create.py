@@ -62,7 +62,9 @@ def confinement_options() -> list[Callable[..., Any]]:
     """Return the options that say what a machine's engine may have, and what becomes of it when it ends."""
     return [
         click.option(
-            "--restart", type=click.Choice(["no", "on-failure", "always"]), help="When it ends by itself [no]."
+            "--restart",
+            type=click.Choice(["no", "on-failure", "always"]),
+            help="When it ends by itself (at first: no).",
         ),
         click.option(
             "--cpu-limit", type=Limit(Decimal()), metavar="CPUS", help="CPUs that its engine may use, such as 1.5."
@@ -148,14 +150,14 @@ def read_file(path: Path, *, what: str) -> str:
 def _public_key(path: Path) -> str:
     from vmm.guest.keys import checked_public_key
 
-    return checked_public_key(read_file(path.expanduser(), what="ssh key"), source=str(path))
+    return checked_public_key(read_file(path, what="ssh key"), source=str(path))
 
 
 @click.command("create", cls=Command)
 @click.argument("name")
 @machine_options
 @click.option("--start", "start_it", is_flag=True, help="Start it as well.")
-@click.option("--timeout", type=Seconds(), help="With --start: seconds to wait.")
+@click.option("--timeout", type=Seconds(), help="With --start: seconds to wait [60, which is the most].")
 @click.option("--overcommit", is_flag=True, help="With --start: even if the host has not that much memory.")
 def create_command(name: str, start_it: bool, timeout: float | None, overcommit: bool, **given: Any) -> None:  # noqa: ANN401
     """Create a machine."""

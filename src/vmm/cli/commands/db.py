@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmm.cli import hints
 from vmm.cli.options import Command, FilePath, Group, settings
 from vmm.cli.output import complain, lines
 
@@ -47,7 +48,7 @@ def backup() -> None:
 @click.option("--from", "source", type=FilePath(), metavar="FILE", help="The copy to put back.")
 @click.option("--rebuild", is_flag=True, help="Make the database from what lies on disk instead.")
 @click.option("-f", "--force", is_flag=True, help="Replace a good database too, and do not ask.")
-def restore(source: Path | None, rebuild: bool, force: bool) -> None:
+def restore(source: Path | None, rebuild: bool, force: bool) -> int:
     """Put the newest good copy of the database back. Machines that run go on; what was there is kept."""
     from vmm.app import require_root
     from vmm.app.database import Wish, is_good, restore
@@ -57,9 +58,12 @@ def restore(source: Path | None, rebuild: bool, force: bool) -> None:
     require_root("db restore")
     site = settings().site()
     if not force and sys.stdin.isatty() and is_good(site):
-        click.confirm("The database is good. Replace it all the same?", abort=True)
+        if not click.confirm("The database is good. Replace it all the same?"):
+            complain("Nothing was restored.")
+            return 1
         force = True
     _tell(restore(site, Wish(source=source, again=rebuild, force=force)))
+    return 0
 
 
 def _tell(done: Restored) -> None:
@@ -88,3 +92,4 @@ def _tell(done: Restored) -> None:
         complain(f"Left out: {left.name}: {left.why}")
     if done.network is not None:
         complain(f"The firewall was not brought up to date: {done.network.brief} {done.network.details}")
+        complain(f"To mend it: {hints.fit(done.network.resolution)}")

@@ -16,7 +16,10 @@ from vmm.cli.options import MACHINES, Command, settings
 def delete_command(names: Sequence[str], every: bool, force: bool) -> int:
     """Delete machines with their disks and addresses."""
     from vmm.app import require_root
+    from vmm.cli.output import complain
+    from vmm.model.lifecycle import Verb, check_legal
     from vmm.model.text import harmless
+    from vmm.operations.observe import observed
     from vmm.operations.stop import delete
 
     given = settings()
@@ -24,10 +27,12 @@ def delete_command(names: Sequence[str], every: bool, force: bool) -> int:
     require_root("delete")
     site = given.site()
     if chosen and not force and sys.stdin.isatty():
-        # A name that is not there is told before anything is asked.
+        # A name that is not there, and a machine that runs, is told before anything is asked.
         for name in chosen:
-            site.store.machine(name)
-        click.confirm(f"Delete {harmless(', '.join(chosen))}, with disks and all that is on them?", abort=True)
+            check_legal(Verb.DELETE, observed(site, site.store.machine(name)))
+        if not click.confirm(f"Delete {harmless(', '.join(chosen))}, with disks and all that is on them?"):
+            complain("Nothing was deleted.")
+            return 1
 
     def act(name: str) -> None:
         delete(site, name, force=force)

@@ -25,13 +25,14 @@ def list_command(every: bool, filters: Sequence[str]) -> None:
     """List machines."""
     labels, states = _parse(filters)
     found = view_all(settings().site(read_only=True), labels=labels, states=states, strays=every)
-    render.machines(found, settings().output)
+    render.machines(found, settings().output, chosen=bool(filters))
 
 
 def _parse(filters: Sequence[str]) -> tuple[dict[str, str | None], list[MachineState]]:
     labels: dict[str, str | None] = {}
     states: list[MachineState] = []
-    for text in (part for whole in filters for part in whole.split(",") if part):
+    # A list of them may end in a comma; none at all would be every machine.
+    for text in (part for whole in filters for part in whole.rstrip(",").split(",")):
         kind, _, rest = text.partition("=")
         key, separator, value = rest.partition("=")
         if kind == "label" and key:

@@ -4,7 +4,9 @@ import click
 
 from vmm.cli.options import Command, Group, machine_argument, settings
 
-_protocol = click.option("--protocol", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
+_protocol = click.option(
+    "--protocol", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True, help="Of both ports."
+)
 _ports = click.argument("ports", metavar="[ADDRESS:]HOST:GUEST[/PROTOCOL]")
 
 
@@ -16,6 +18,8 @@ class OldForm(Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if len(args) >= 2 and args[0] not in self.commands and ":" in args[1]:
             args = ["add", *args]
+        elif len(args) >= 2 and args[0] not in self.commands and args[1].isdecimal():
+            raise click.UsageError("The ports are HOST:GUEST: vmm port-forward add NAME HOST:GUEST", ctx)
         return super().resolve_command(ctx, args)
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 WAITS = click.Choice(["ssh", "running", "none"])
 _names = click.argument("names", nargs=-1, metavar="NAME...", shell_complete=MACHINES)
 _wait = click.option("--wait", type=WAITS, default="running", show_default=True, help="What to wait for.")
-_start_timeout = click.option("--timeout", type=Seconds(), help="Seconds to wait [20 for running, 120 for ssh].")
+_start_timeout = click.option(
+    "--timeout", type=Seconds(), help="Seconds to wait [60 for running, which is the most; 120 for ssh]."
+)
 overcommit_option = click.option("--overcommit", is_flag=True, help="Even if the host has not that much memory.")
 # Waiting for many guests costs nothing; starting many at once would only make each of them slower.
 _STOPS_AT_ONCE = 256

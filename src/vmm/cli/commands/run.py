@@ -11,7 +11,7 @@ from vmm.cli.commands.create import machine_options, request_of
 from vmm.cli.commands.power import overcommit_option
 from vmm.cli.options import Seconds, settings
 from vmm.cli.words import ONE_RULE, WordsCommand, session_of, session_options
-from vmm.errors import VmmError
+from vmm.errors import EngineError, GuestError
 
 if TYPE_CHECKING:
     from vmm.app import HostSite
@@ -51,7 +51,7 @@ def run_command(  # one parameter an option
     from vmm.operations.start import Mode, Wait, start
     from vmm.operations.stop import delete
 
-    name = name or f"run-{os.urandom(3).hex()}"
+    name = name if name is not None else f"run-{os.urandom(3).hex()}"
     session = session_of(given, asks_terminal=True)
     check(session)
     request = request_of(name, given)
@@ -63,10 +63,9 @@ def run_command(  # one parameter an option
             started = start(site, name, Mode(wait=Wait.SSH, timeout_s=timeout, overcommit=overcommit))
         render.warnings(started)
         return attached(ssh_command(site, name, session))
-    except VmmError as error:
-        if not remove:
+    except (EngineError, GuestError) as error:
+        if not remove or not _show_end(site, name):
             raise
-        _show_end(site, name)
         # What it says leads to the machine, which is about to go.
         raise type(error)(
             error.brief,
@@ -78,11 +77,12 @@ def run_command(  # one parameter an option
             delete(site, name, force=True)
 
 
-def _show_end(site: HostSite, name: str) -> None:
-    """Show the last words of a machine that is not kept."""
+def _show_end(site: HostSite, name: str) -> bool:
+    """Show the last words of a machine that is not kept; False where it said nothing."""
     from vmm.cli.output import complain
 
     words = site.files.last_words(name) or site.files.engine_words(name)
     lines = words.splitlines()[-_LAST_LINES:]
     for line in [f"--- the end of the console of {name}", *lines, "---"] if lines else []:
         complain(line)
+    return bool(lines)

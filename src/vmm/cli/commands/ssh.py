@@ -61,7 +61,7 @@ def _become(name: str, given: dict[str, Any], *, start_it: bool, asks_terminal: 
     valid_name(name)
     check(session)
     if start_it:
-        _start_first(name)
+        _start_first(name, verb=click.get_current_context().info_name or "ssh")
     site = settings().site(read_only=True)
     argv = argv_for(site, name, session)  # before the wait: what ssh could not be called with is told at once
     machine = await_boot(site, name, progress=settings().progress())
@@ -73,10 +73,10 @@ def _become(name: str, given: dict[str, Any], *, start_it: bool, asks_terminal: 
     replace(argv)
 
 
-def _start_first(name: str) -> None:
+def _start_first(name: str, *, verb: str) -> None:
     from vmm.app import require_root
     from vmm.cli import render
     from vmm.operations.start import start
 
-    require_root("ssh --start")
+    require_root(f"{verb} --start")
     render.warnings(start(settings().site(), name))
