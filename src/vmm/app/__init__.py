@@ -64,7 +64,8 @@ def open_site(
 ) -> HostSite:
     """Return this host's vmm; `read_only` for commands that any user may give. `tell` is told what the user should."""
     config = load_config(data_dir=data_dir, config_file=config_file)
-    if not read_only and os.geteuid() == 0:
+    if not read_only and os.geteuid() == 0 and not config.paths.database.exists():
+        # In one that is in use machines can be stopped and deleted; what a create and a start make asks again.
         from vmm.host import files
 
         files.refuse_unsafe(config.paths.data_dir)

@@ -50,6 +50,8 @@ def initialise(*, data_dir: Path | None = None, config_file: Path | None = None)
         ConfigError: there is one, and it cannot be used; it stays as it is.
     """
     path = config_trouble.whole(config_file or configuration.file_of(data_dir=data_dir), what="the configuration file")
+    if os.geteuid() == 0 and config_file is None:
+        files.refuse_unsafe(path.parent)
     made = make_file(path)
     make_directories(configuration.load(read=read_bytes, data_dir=data_dir, file=config_file).paths)
     return path, made

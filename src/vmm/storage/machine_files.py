@@ -55,6 +55,8 @@ class MachineDirectories(Value):
     def make(self, machine: Machine, image: Image) -> None:
         """Make the directory with its disk and host key. The disk is made last: its name says that all is there."""
         name = machine.name
+        if os.geteuid() == 0:
+            files.refuse_unsafe(self.paths.data_dir)
         # Every user may list machines and read their known_hosts; the disk and the keys in it are root's.
         files.make_dir(self.paths.machines)
         directory = files.make_dir(self._directory(name))
@@ -109,6 +111,8 @@ class MachineDirectories(Value):
 
     def prepare_boot(self, machine: Machine, kernel: Kernel, resolvers: Sequence[str]) -> Path | None:
         """Make what an engine needs to find: the directories of sockets and logs, and the initrd."""
+        if os.geteuid() == 0:
+            files.refuse_unsafe(self.paths.data_dir)
         group = self.socket_group()
         files.make_dir(self.paths.sockets, mode=0o700 if group is None else 0o710)
         if group is not None:

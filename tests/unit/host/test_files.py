@@ -307,7 +307,7 @@ def test_a_directory_is_not_made_by_way_of_another_users_link(tmp_path: Path) ->
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_root_writes_into_no_data_directory_of_another_users(tmp_path: Path) -> None:
-    from vmm.app import load_config, open_site
+    from vmm.app import open_site
     from vmm.app.configure import initialise
 
     data, victim = tmp_path / "data", tmp_path / "victim"
@@ -315,7 +315,7 @@ def test_root_writes_into_no_data_directory_of_another_users(tmp_path: Path) -> 
     victim.mkdir(mode=0o755)
     (data / "sockets").symlink_to(victim)
     os.chown(data, 65534, 65534)
-    for write in (lambda: open_site(data_dir=data), lambda: initialise(load_config(data_dir=data))):
+    for write in (lambda: open_site(data_dir=data), lambda: initialise(data_dir=data)):
         with pytest.raises(HostError, match="open to other users") as caught:
             write()
         assert caught.value.details.startswith(f"{data} is drwxr-xr-x, of user 65534")
