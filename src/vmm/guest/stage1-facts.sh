@@ -9,33 +9,37 @@ most_bytes=1048576
 
 say() { echo "vmm: $*" >&4; }
 
-# bounded COMMAND...: a step in a process of its own, ended when it takes longer than any of them should.
+# bounded COMMAND...: a step in a process of its own, ended when it takes longer than any of them should. That it ended is
+# said whatever ended it: a redirection that fails ends a shell at some of its own commands.
 bounded() {
-	{ "$@"; echo >&3; } </dev/null 2>/dev/null &
-	read -r -t 15 _ <&3 && return
+	{ trap 'echo >&5' EXIT; "$@"; } </dev/null 2>/dev/null &
+	read -r -t "$limit" _ <&5 && return
 	kill -9 -1
 	say "$1 took too long and was ended"
+	# All of them together must end before init gives up on them.
+	limit=5
 }
 
 real_dir() { [ -d "$1" ] && [ ! -L "$1" ]; }
-# A file that can be read to its end, in no time: no FIFO, no device, nothing that is endless. A link is followed.
+# A file that can be read to its end, in no time: no FIFO, no device, nothing that is endless. A link is followed; where it
+# leads to a file of the kernel's (/proc/kmsg waits for the next word), that is none.
 plain() {
 	[ -f "$1" ] || return
-	case $sizes in
+	case $found in
 	*"
-$1 "*) size=${sizes#*"
+$1 "*) size=${found#*"
 $1 "} size=${size%%"
 "*} ;;
-	*) size=$($b stat -L -c %s "$1") ;;
+	*) size=$($b stat -L -c '%d %s' "$1") ;;
 	esac
-	[ "$size" -le $most_bytes ]
+	case $devices in *" ${size% *} "*) [ "${size#* }" -le $most_bytes ] ;; *) return 1 ;; esac
 }
 # Whether a place is taken by what is not to be read.
 odd() { [ -e "$1" ] && ! plain "$1"; }
 
 # Mount a fact over a file that cannot be written, or that is no plain file: it is never opened.
 over() {
-	[ -e "$2" ] || [ -L "$2" ] || : >"$2"
+	[ -e "$2" ] || [ -L "$2" ] || true >"$2"
 	[ ! -d "$2" ] && $b mount -o bind "$1" "$2" && return
 	say "$2 was not written"
 	return 1
@@ -96,6 +100,7 @@ open_root() {
 }
 
 name_host() {
+	[ -d /etc ] || $b mkdir -m 755 /etc
 	read -r hostname <$v/hostname
 	$b hostname "$hostname"
 	put $v/hostname /etc/hostname 644
@@ -175,7 +180,8 @@ store_keys() {
 	else
 		mode=600 owner=0:0
 	fi
-	put $v/keys "$keys" "$mode" && $b chown "$owner" "$keys"
+	# chown reads /etc/passwd, whatever that is.
+	put $v/keys "$keys" "$mode" && { [ "$owner" = 0:0 ] || $b chown "$owner" "$keys"; }
 }
 
 # sshd reads no key below a directory that others than its owner may write into (StrictModes).
@@ -209,14 +215,14 @@ look_at_root() {
 # The key by which the host knows this machine is mounted: it is on no disk, and cloud-init cannot delete it.
 give_host_key() {
 	find_sshd || return
-	[ -d /etc/ssh ] || $b mkdir -m 755 /etc/ssh
+	[ -d /etc/ssh ] || $b mkdir -p -m 755 /etc/ssh
 	# Where sshd keeps its privileges apart; its unit makes it under systemd.
 	[ -d /run/sshd ] || $b mkdir -m 755 /run/sshd
 	$b chmod 644 $v/ssh_host_ed25519_key.pub
 	for name in ssh_host_ed25519_key ssh_host_ed25519_key.pub; do
 		place=/etc/ssh/$name
 		if [ -L $place ] || { [ -e $place ] && [ ! -f $place ] && ! real_dir $place; }; then $b rm -f $place; fi
-		over $v/$name $place || : >$v/host-key-elsewhere
+		over $v/$name $place || true >$v/host-key-elsewhere
 	done
 	words=" $(read_sshd_config) "
 	write_sshd_config
@@ -355,13 +361,18 @@ find_init() {
 	done
 }
 
-disk=$1 inits=$2
-sizes="
-$($b stat -L -c '%n %s' /etc/hostname /etc/hosts /etc/machine-id /etc/resolv.conf /etc/passwd /etc/ssh/sshd_config /root/.ssh/authorized_keys 2>/dev/null)
+disk=$1 inits=$2 limit=15
+# Whoever waits for this waits for a word of how it ended, however it ends.
+trap 'echo $? >&3' EXIT
+# Nothing else is mounted yet that may hold files of a root's.
+devices=" $($b stat -L -c %d / /run | $b tr '\n' ' ')"
+found="
+$($b stat -L -c '%n %d %s' /etc/hostname /etc/hosts /etc/machine-id /etc/resolv.conf /etc/passwd /etc/ssh/sshd_config /root/.ssh/authorized_keys 2>/dev/null)
 "
 $b mkfifo $v/steps
-exec 3<>$v/steps
+exec 5<>$v/steps
 for step in find_init forget_container open_root name_host add_to_hosts set_machine_id name_resolvers add_keys look_at_root give_host_key mend_fstab; do
 	bounded $step
 done
 $b rm -f $v/steps
+exit 0

@@ -166,9 +166,12 @@ make_run() {
 	$b mount -o bind /dev $r/dev
 }
 
-apply_facts() {
-	bounded 120 $b chroot $r /run/vmm/busybox sh /run/vmm/facts "$disk" "$inits" || say "not all facts were applied"
+# It says itself how it ended, and is the process that waits here: when one of its steps hangs, it ends all others.
+in_root() {
+	[ -x $r/run/vmm/busybox ] || return
+	exec $b chroot $r /run/vmm/busybox sh /run/vmm/facts "$disk" "$inits"
 }
+apply_facts() { bounded 120 in_root || say "not all facts were applied"; }
 
 become_init() {
 	read -r init <$r/run/vmm/init || fail "the image has no ${inits%% *}: it has no init (a container's image has none)"
