@@ -15,8 +15,10 @@ _MIB = 1024 * 1024
 _ROOT_INODE = 2
 _META_BG, _64BIT = 0x10, 0x80
 _EXTENTS, _INLINE = 0x80000, 0x10000000
-_EXTENT_MAGIC = 0xF30A
+_EXTENT_MAGIC, _LONGEST = 0xF30A, 0x8000
 _MOST_LINKS, _MOST_NODES, _MOST_DEPTH = 40, 512, 5
+# For all that is asked of one file system. A root's own answers take some hundred steps and a MiB or two.
+_MOST_BYTES, _MOST_STEPS = 64 * _MIB, 10_000
 _LINK, _DIRECTORY, _FILE = 0xA000, 0x4000, 0x8000
 
 
@@ -42,6 +44,7 @@ class FileSystem:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self._bytes, self._steps = _MOST_BYTES, _MOST_STEPS
         block = self._at(1024, 1024)
         self.uuid = block[0x68:0x78].hex()
         self.label = block[0x78:0x88].split(b"\0", 1)[0].decode(errors="replace")
@@ -83,6 +86,7 @@ class FileSystem:
         links = 0
         while waiting:
             part = waiting.pop()
+            self._spend(0)
             if part in (b".", b""):
                 continue
             if part == b"..":
@@ -134,36 +138,46 @@ class FileSystem:
 
     def _data(self, inode: Inode, most: int) -> bytes:
         size = min(inode.size, most)
+        self._spend(size)
         if inode.flags & _INLINE:
             return inode.blocks[:size]
         pieces = self._extents(inode.blocks) if inode.flags & _EXTENTS else self._mapped(inode.blocks)
         data = bytearray(size)
         for logical, physical, count in pieces:
             at = logical * self._block
-            if at < size:
-                part = self._at(physical * self._block, min(count * self._block, size - at))
-                data[at : at + len(part)] = part
+            if at >= size:
+                break
+            part = self._at(physical * self._block, min(count * self._block, size - at))
+            data[at : at + len(part)] = part
         return bytes(data)
 
     def _extents(self, top: bytes) -> Iterator[tuple[int, int, int]]:
-        """Give the pieces of a file as (logical block, physical block, blocks)."""
-        waiting = [top]
-        nodes = 0
+        """Give the pieces of a file as (logical block, physical block, blocks), one behind the other."""
+        waiting: list[int | bytes] = [top]
+        nodes = end = 0
         while waiting:
             node = waiting.pop()
+            if isinstance(node, int):
+                node = self._at(node * self._block, self._block)
             nodes += 1
             magic, count, _, depth = struct.unpack_from("<HHHH", node)
             if magic != _EXTENT_MAGIC or depth > _MOST_DEPTH or nodes > _MOST_NODES or 12 + 12 * count > len(node):
                 raise UnreadableError("a file whose map is damaged")
-            for number in range(count):
-                at = 12 + 12 * number
+            below: list[int | bytes] = []
+            for at in range(12, 12 + 12 * count, 12):
                 if depth:
                     low, high = struct.unpack_from("<IH", node, at + 4)
-                    waiting.append(self._at((high << 32 | low) * self._block, self._block))
-                else:
-                    logical, length, high, low = struct.unpack_from("<IHHI", node, at)
-                    if length <= 0x8000:  # a longer one is set aside, and holds nothing yet
-                        yield logical, high << 32 | low, length
+                    below.append(high << 32 | low)
+                    continue
+                logical, length, high, low = struct.unpack_from("<IHHI", node, at)
+                # A longer one is set aside, and holds nothing yet.
+                blocks = length if length <= _LONGEST else length - _LONGEST
+                if logical < end:
+                    raise UnreadableError("a file whose map has a block twice")
+                end = logical + blocks
+                if length <= _LONGEST:
+                    yield logical, high << 32 | low, blocks
+            waiting += reversed(below)
 
     def _mapped(self, blocks: bytes) -> Iterator[tuple[int, int, int]]:
         """Give the first pieces of a file in the older way: what is named directly, and through one block of names."""
@@ -172,7 +186,15 @@ class FileSystem:
             numbers += struct.unpack(f"<{self._block // 4}I", self._at(indirect * self._block, self._block))
         yield from ((logical, physical, 1) for logical, physical in enumerate(numbers) if physical)
 
+    def _spend(self, count: int) -> None:
+        """Take a step and `count` bytes from what may be read of this file system."""
+        self._steps -= 1
+        self._bytes -= count
+        if self._steps < 0 or self._bytes < 0:
+            raise UnreadableError("more to be read than any root file system has")
+
     def _at(self, offset: int, count: int) -> bytes:
+        self._spend(count)
         self._stream.seek(offset)
         data = self._stream.read(count)
         if len(data) < count:

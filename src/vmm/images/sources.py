@@ -12,6 +12,7 @@ from vmm.host.reading import open_plain
 from vmm.images.ext4 import is_ext4, read_superblock
 from vmm.images.packed import Packing, packing_of, unpacked
 from vmm.images.recognize import HEAD_BYTES, refuse_foreign, refuse_packed
+from vmm.images.tarball import is_header
 from vmm.images.trees import root_of
 from vmm.images.unpack import LARGEST_BYTES, MIB, unpack
 from vmm.model.progress import Progress
@@ -37,7 +38,7 @@ def kind_of(path: Path) -> Kind:
     head = _head(path)
     if is_ext4(head):
         return Kind.EXT4
-    if head[257:262] == b"ustar":
+    if head[257:262] == b"ustar" or is_header(head):
         return Kind.TAR
     if (packing := packing_of(head)) is not None:
         refuse_packed(path, _packed_head(path, packing), program=packing.name)
@@ -99,7 +100,9 @@ def convert(path: Path, kind: Kind, out: Path, *, work: Path, size_mib: int | No
         case Kind.TAR:
             tree = work / "tree"
             with progress.step(f"Unpacking {path.name}"):
-                unpack(path, packing_of(_head(path)), tree, progress=progress)
+                head = _head(path)
+                # A plain one's first file may be called as a packed one begins.
+                unpack(path, None if is_header(head) else packing_of(head), tree, progress=progress)
             root = root_of(tree, name=str(path), progress=progress)
             with progress.step("Making the file system"):
                 make_ext4(root, out, size_mib=size_mib)

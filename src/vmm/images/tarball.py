@@ -195,6 +195,15 @@ def shown(path: bytes) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def is_header(block: bytes) -> bool:
+    """Whether a block is the header of an entry. Its checksum tells: the oldest form (v7) has no other mark."""
+    try:
+        _check_sum(block[:_BLOCK])
+    except (BadArchive, IndexError):
+        return False
+    return len(block) >= _BLOCK
+
+
 def _check_sum(block: bytes) -> None:
     told, rest = _number(block[148:156]), block[:148] + b" " * 8 + block[156:]
     # Old tars summed signed bytes.
@@ -237,6 +246,8 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     while at < len(data):
         space = data.find(b" ", at, at + 12)
         length = int(data[at:space]) if data[at : max(space, at)].isdigit() else 0
+        if space < 0 or length < space - at + len(" k=\n"):  # one that does not lead on would be read for ever
+            raise BadArchive("A pax header of it is damaged.")
         record = data[space + 1 : at + length - 1]
         key, equals, value = record.partition(b"=")
         if at + length > len(data) or data[at + length - 1 : at + length] != b"\n" or not (key and equals):

@@ -26,6 +26,8 @@ LARGEST_BYTES = DISK_MIB[1] * MIB
 MOST_ENTRIES = 1_000_000
 # Of what Linux allows (PATH_MAX, 4096) and what programs can stand that go down into directories.
 _LONGEST_PATH, _MOST_LEVELS = 3072, 256
+# Of the directories' paths, which are kept to the end: a million of 256 bytes, with what a dictionary takes for each.
+_MOST_PATHS_BYTES = 256 * MIB
 # Left free for the host: a twentieth of the file system, a GiB at most.
 _RESERVE_PART, _RESERVE_BYTES = 20, 1024 * MIB
 _XATTRS = ("user.", "security.capability", "security.selinux")
@@ -106,7 +108,8 @@ class _Tree:
     def __init__(self, root: Path) -> None:
         self._root = os.open(root, _DIRECTORY)
         self._last: tuple[_Parts, int] = ((), os.dup(self._root))
-        self._times: dict[_Parts, int] = {}
+        self._times: dict[bytes, int] = {}
+        self._paths_bytes = 0
 
     def close(self) -> None:
         os.close(self._last[1])
@@ -117,7 +120,7 @@ class _Tree:
             if entry.kind is Kind.DIRECTORY:
                 fd = self._enter(parts)
                 _dress(fd, entry)
-                self._times[parts] = entry.mtime_ns
+                self._remember(b"/".join(parts), entry.mtime_ns)
             elif parts:
                 self._make_in(self._enter(parts[:-1]), parts[-1], entry, reader)
             else:
@@ -129,8 +132,15 @@ class _Tree:
 
     def set_times(self) -> None:
         """Give directories their times, which every file that was made in them has changed."""
-        for parts, mtime_ns in self._times.items():
-            os.utime(self._enter(parts), ns=(mtime_ns, mtime_ns))
+        for path, mtime_ns in self._times.items():
+            os.utime(self._enter(_parts(path)), ns=(mtime_ns, mtime_ns))
+
+    def _remember(self, path: bytes, mtime_ns: int) -> None:
+        if path not in self._times:
+            self._paths_bytes += len(path)
+        if self._paths_bytes > _MOST_PATHS_BYTES:
+            raise BadArchive(f"The paths of its directories have more than {_MOST_PATHS_BYTES // MIB} MiB.")
+        self._times[path] = mtime_ns
 
     def _enter(self, parts: _Parts) -> int:
         """Return a directory that is opened, and made where it is missing; it stays open until the next is entered."""

@@ -2,9 +2,11 @@
 
 import gzip
 import random
+import re
 import struct
 import subprocess
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -218,6 +220,59 @@ def test_files_are_read_whatever_the_file_system_is_like(tmp_path: Path, options
         assert found.read("/etc/loop") is None
         assert found.read("/etc/nothing") is None
         assert found.is_program("/sbin/init")
+
+
+def inode_at(image: Path, path: str) -> int:
+    """Return where in an image of mke2fs's a file's inode lies."""
+    said = subprocess.run(["debugfs", "-R", f"imap {path}", str(image)], capture_output=True, text=True, check=True)
+    found = re.search(r"located at block (\d+), offset 0x([0-9a-f]+)", said.stdout)
+    told = subprocess.run(["dumpe2fs", "-h", str(image)], capture_output=True, text=True, check=True)
+    size = re.search(r"Block size: +(\d+)", told.stdout)
+    assert found is not None
+    assert size is not None
+    return int(found[1]) * int(size[1]) + int(found[2], 16)
+
+
+@pytest.mark.fault(47)
+def test_a_map_that_names_a_block_twice_is_not_read_over_and_over(tmp_path: Path) -> None:
+    tree = a_root(tmp_path / "tree")
+    (tree / "etc/fstab").write_bytes(b"#" * 900_000)
+    image = made(tmp_path / "image", tree)
+    content = bytearray(image.read_bytes())
+    at = inode_at(image, "/etc/fstab") + 0x28
+    extent = bytes(content[at + 12 : at + 24])
+    struct.pack_into("<H", content, at + 2, 2)
+    content[at + 24 : at + 36] = extent
+    image.write_bytes(content)
+    with image.open("rb") as stream, pytest.raises(UnreadableError, match="twice"):
+        FileSystem(stream).read("/etc/fstab")
+
+
+@pytest.mark.fault(47)
+def test_links_that_lead_to_and_fro_have_an_end(tmp_path: Path) -> None:
+    """40 links may be followed; each of these has hundreds of steps, and every step reads a directory."""
+    tree = a_root(tmp_path / "tree")
+    for number in range(700):
+        (tree / f"etc/a-rather-long-name-of-a-file-{number}").write_text("")
+    for number in range(39):
+        (tree / f"{number}").symlink_to("etc/../" * 140 + f"{number + 1}")
+    (tree / "39").write_text("the end")
+    with made(tmp_path / "image", tree).open("rb") as stream:
+        reader = Counting(stream)
+        with pytest.raises(UnreadableError, match="more to be read"):
+            FileSystem(reader).read("/0")  # type: ignore[arg-type]
+    assert reader.calls <= inside._MOST_STEPS
+    assert reader.bytes <= inside._MOST_BYTES
+
+
+class Counting:
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.calls, self.bytes, self.seek = stream, 0, 0, stream.seek
+
+    def read(self, count: int) -> bytes:
+        self.calls += 1
+        self.bytes += count
+        return self.stream.read(count)
 
 
 def test_a_damaged_file_system_is_never_a_traceback(tmp_path: Path) -> None:

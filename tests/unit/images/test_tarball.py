@@ -1,5 +1,6 @@
 """Archives: what GNU tar writes is read as GNU tar reads it; whatever else comes, nothing but a refusal comes of it."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -7,6 +8,7 @@ import random
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from vmm.errors import ImageError
+from vmm.images import sources
 from vmm.images.packed import packing_of
 from vmm.images.sparse import BadArchive
 from vmm.images.tarball import TarReader, shown
@@ -23,6 +26,9 @@ from vmm.images.unpack import room_for_tree, unpack
 class Silent:
     def note(self, text: str) -> None:
         pass
+
+    def step(self, title: str) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
 
 
 def unpacked(archive: Path, tree: Path) -> Path:
@@ -174,6 +180,10 @@ MALFORMED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "record too short": ("pax header", lambda: pax(b"5 a=bcdef\n")),
     "record of nothing": ("pax header", lambda: pax(b"0 a=b\n")),
     "record without length": ("pax header", lambda: pax(b"a=b\n")),
+    # Its second one has no space within the letters that a length may have.
+    "record without a space": ("pax header", lambda: pax(b"11 path=a/\n" + b"\0" * 20)),
+    "record shorter than its length": ("pax header", lambda: pax(b"2 a=b\n")),
+    "record that ends in its length": ("pax header", lambda: pax(b"10 a=b\n" + b"\n" * 30)),
     "digits without end": ("pax header", lambda: pax(b"1" * 100_000)),
     "path with a zero": ("zero byte", lambda: pax(b"15 path=a\0../b\n")),
     "time that is none": ("time", lambda: build(member("f", pax_headers={"mtime": "1e400"}))),
@@ -206,6 +216,52 @@ def test_what_is_malformed_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ImageError, match="is refused") as caught:
         unpacked(archive, tmp_path / "tree")
     assert any(word in caught.value.details for word in words.split("|")), caught.value.details
+
+
+@pytest.mark.fault(8)
+def test_a_header_that_leads_nowhere_is_no_loop(tmp_path: Path) -> None:
+    code = "import sys; from test_tarball import *; print(read_through(pax(b'11 path=a/\\n' + b'\\0' * 20)))"
+    argv = [sys.executable, "-c", f"import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2); {code}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, env=environment, check=False)
+    assert done.stdout == "False\n", done.stderr[-500:]
+
+
+@pytest.mark.fault(9)
+def test_what_is_kept_of_directories_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is kept as it is, not in parts: 240 levels of one letter would take thirty times as much."""
+    deep = "/".join("d" * 240)
+    many = [member(f"{deep}/{number}", type=tarfile.DIRTYPE, mode=0o700, mtime=number) for number in range(60)]
+    archive = tmp_path / "t.tar"
+    archive.write_bytes(build(*many, *many))
+    (top := tmp_path / "one").mkdir()
+    assert (unpacked(archive, tmp_path / "tree") / deep / "7").stat().st_mtime == 7
+    # The same directory twice counts once.
+    monkeypatch.setattr("vmm.images.unpack._MOST_PATHS_BYTES", 60 * 482)
+    unpacked(archive, top / "tree")
+    monkeypatch.setattr("vmm.images.unpack._MOST_PATHS_BYTES", 50 * 480)
+    with pytest.raises(ImageError, match="is refused") as caught:
+        unpacked(archive, tmp_path / "other")
+    assert "paths of its directories" in caught.value.details
+
+
+@pytest.mark.parametrize("form", ["v7", "ustar"])
+def test_a_tar_is_known_by_its_first_header(tmp_path: Path, form: str) -> None:
+    """The oldest form has no mark but its checksum; and a first file may be called as a packed archive begins."""
+    (tmp_path / "in/BZh").mkdir(parents=True)
+    (tmp_path / "in/BZh/etc").write_text("x")
+    archive = tmp_path / "t.tar"
+    subprocess.run(["tar", f"--format={form}", "-cf", archive, "-C", tmp_path / "in", "BZh"], check=True)
+    assert sources.kind_of(archive) is sources.Kind.TAR
+    sources.convert(
+        archive,
+        sources.Kind.TAR,
+        tmp_path / "out",
+        work=tmp_path,
+        size_mib=8,
+        progress=Silent(),  # type: ignore[arg-type]
+    )
+    assert (tmp_path / "tree/BZh/etc").read_text() == "x"
 
 
 @pytest.mark.fault(8)
