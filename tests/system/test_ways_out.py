@@ -12,6 +12,7 @@ from hosts import OUTSIDE_HOST, OUTSIDE_WORLD, Host, sh, the_world
 from pairs import GATEWAY, GATEWAY_MAC, Outside, Pair, a_pair, listening, the_world_of
 
 from vmm.model.network import PortForward, Protocol
+from vmm.network import uplinks
 
 pytestmark = pytest.mark.system
 
@@ -207,3 +208,30 @@ def test_a_cable_that_is_plugged_in_later_is_a_way_out(host: Host) -> None:
         pair.knock(OUTSIDE_WORLD, "late")
         assert pair.hears("answer")
         assert beyond.heard() == [f"{OUTSIDE_HOST} late"]
+
+
+def test_routes_that_begin_where_the_default_route_does_do_not_hide_it(host: Host) -> None:
+    with the_world(host):
+        host.run("ip", "link", "add", "wg0", "type", "bridge")
+        host.run("ip", "link", "set", "wg0", "up")
+        host.run("ip", "route", "add", "0.0.0.0/5", "dev", "wg0")
+        host.run("ip", "route", "add", "blackhole", "0.0.0.0/8")
+        with inside(host.namespace):
+            assert uplinks.uplinks("vmm-br0") == ("up0",)
+        host.run("ip", "route", "add", "0.0.0.0/1", "dev", "wg0")
+        with inside(host.namespace):
+            assert uplinks.uplinks("vmm-br0") == ("up0", "wg0")
+
+
+def test_next_hops_that_are_objects_of_their_own_lead_out(host: Host) -> None:
+    with the_world(host):
+        host.run("sysctl", "-qw", "net.ipv4.nexthop_compat_mode=0")
+        host.run("ip", "link", "add", "wan1", "type", "bridge")
+        host.run("ip", "link", "set", "wan1", "up")
+        host.run("ip", "nexthop", "add", "id", "7", "via", OUTSIDE_WORLD, "dev", "up0")
+        host.run("ip", "nexthop", "add", "id", "8", "dev", "wan1")
+        host.run("ip", "nexthop", "add", "id", "9", "group", "7/8")
+        for number, names in (("7", ("up0",)), ("9", ("up0", "wan1"))):
+            host.run("ip", "route", "replace", "default", "nhid", number)
+            with inside(host.namespace):
+                assert uplinks.uplinks("vmm-br0") == names
