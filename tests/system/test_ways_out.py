@@ -11,8 +11,10 @@ from frames import IPV4, ethernet, inside, ipv4
 from hosts import OUTSIDE_HOST, OUTSIDE_WORLD, Host, sh, the_world
 from pairs import GATEWAY, GATEWAY_MAC, Outside, Pair, a_pair, listening, the_world_of
 
+from vmm.model.facts import Standing
 from vmm.model.network import PortForward, Protocol
-from vmm.network import uplinks
+from vmm.model.value import replace
+from vmm.network import facts, uplinks
 
 pytestmark = pytest.mark.system
 
@@ -235,3 +237,24 @@ def test_next_hops_that_are_objects_of_their_own_lead_out(host: Host) -> None:
             host.run("ip", "route", "replace", "default", "nhid", number)
             with inside(host.namespace):
                 assert uplinks.uplinks("vmm-br0") == names
+
+
+def test_a_way_out_that_is_not_there_is_not_called_one(host: Host) -> None:
+    with a_pair(host) as pair:
+        with inside(host.namespace):
+            alone = facts.forwarding(pair.network)
+        assert alone.proof == "on for vmm-br0; no default route: machines reach nothing beyond this host"
+        with the_world_of(pair), inside(host.namespace):
+            assert facts.forwarding(pair.network).proof == "on for vmm-br0 and the links to the world (up0)"
+            named = replace(pair.network, host_interface="eth9")
+            gone = facts.forwarding(named)
+            assert (gone.standing, gone.proof) == (
+                Standing.NOT_OK,
+                "there is no link eth9, the only way out by host_interface",
+            )
+            host.run("ip", "link", "add", "eth9", "type", "bridge")
+            host.run("sysctl", "-qw", "net.ipv4.conf.eth9.forwarding=1")
+            down = facts.forwarding(named)
+            assert (down.standing, down.fix) == (Standing.NOT_OK, "sudo ip link set eth9 up")
+            host.run("ip", "link", "set", "eth9", "up")
+            assert facts.forwarding(named).standing is Standing.OK
