@@ -1,6 +1,7 @@
 """Which ways lead out of the host for a machine, and which do not: Docker's networks, other uplinks, small MTUs."""
 
 import contextlib
+import shlex
 import socket
 import struct
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from vmm.model.facts import Standing
 from vmm.model.network import PortForward, Protocol
 from vmm.model.value import replace
 from vmm.network import facts, uplinks
+from vmm.network.others import fix
 
 pytestmark = pytest.mark.system
 
@@ -258,3 +260,27 @@ def test_a_way_out_that_is_not_there_is_not_called_one(host: Host) -> None:
             assert (down.standing, down.fix) == (Standing.NOT_OK, "sudo ip link set eth9 up")
             host.run("ip", "link", "set", "eth9", "up")
             assert facts.forwarding(named).standing is Standing.OK
+
+
+@pytest.mark.parametrize("tool", ["nft", "iptables"])
+def test_a_resolver_of_the_hosts_own_behind_a_closed_input_is_seen(host: Host, tool: str) -> None:
+    with a_pair(host) as pair, the_world_of(pair), inside(host.namespace):
+        others = replace(pair.network, resolvers=lambda: (OUTSIDE_HOST, "9.9.9.9", "2001:db8::53")).others
+        assert others.troubles() == []
+        if tool == "nft":
+            closed = "table inet i { chain in { type filter hook input priority 0; policy drop; ct state established accept; }; }"
+            host.run("nft", closed)
+        else:
+            host.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")
+            host.run("iptables", "-P", "INPUT", "DROP")
+        found = others.troubles()
+        assert [(trouble.way.what, trouble.certain) for trouble in found] == [
+            (f"what machines ask the resolver {OUTSIDE_HOST}", True)
+        ]
+        if tool == "nft":
+            host.run(*shlex.split(fix(found[0], "vmm-br0").removeprefix("sudo ")))
+        else:
+            others.accept()
+        assert others.troubles() == []
+        if tool == "nft":
+            host.run("nft", "delete", "table", "inet", "i")
