@@ -1,6 +1,7 @@
 """Which ways lead out of the host for a machine, and which do not: Docker's networks, other uplinks, small MTUs."""
 
 import contextlib
+import shlex
 import socket
 import struct
 from collections.abc import Iterator
@@ -11,7 +12,11 @@ from frames import IPV4, ethernet, inside, ipv4
 from hosts import OUTSIDE_HOST, OUTSIDE_WORLD, Host, sh, the_world
 from pairs import GATEWAY, GATEWAY_MAC, Outside, Pair, a_pair, listening, the_world_of
 
+from vmm.model.facts import Standing
 from vmm.model.network import PortForward, Protocol
+from vmm.model.value import replace
+from vmm.network import facts, uplinks
+from vmm.network.others import fix
 
 pytestmark = pytest.mark.system
 
@@ -207,3 +212,75 @@ def test_a_cable_that_is_plugged_in_later_is_a_way_out(host: Host) -> None:
         pair.knock(OUTSIDE_WORLD, "late")
         assert pair.hears("answer")
         assert beyond.heard() == [f"{OUTSIDE_HOST} late"]
+
+
+def test_routes_that_begin_where_the_default_route_does_do_not_hide_it(host: Host) -> None:
+    with the_world(host):
+        host.run("ip", "link", "add", "wg0", "type", "bridge")
+        host.run("ip", "link", "set", "wg0", "up")
+        host.run("ip", "route", "add", "0.0.0.0/5", "dev", "wg0")
+        host.run("ip", "route", "add", "blackhole", "0.0.0.0/8")
+        with inside(host.namespace):
+            assert uplinks.uplinks("vmm-br0") == ("up0",)
+        host.run("ip", "route", "add", "0.0.0.0/1", "dev", "wg0")
+        with inside(host.namespace):
+            assert uplinks.uplinks("vmm-br0") == ("up0", "wg0")
+
+
+def test_next_hops_that_are_objects_of_their_own_lead_out(host: Host) -> None:
+    with the_world(host):
+        host.run("sysctl", "-qw", "net.ipv4.nexthop_compat_mode=0")
+        host.run("ip", "link", "add", "wan1", "type", "bridge")
+        host.run("ip", "link", "set", "wan1", "up")
+        host.run("ip", "nexthop", "add", "id", "7", "via", OUTSIDE_WORLD, "dev", "up0")
+        host.run("ip", "nexthop", "add", "id", "8", "dev", "wan1")
+        host.run("ip", "nexthop", "add", "id", "9", "group", "7/8")
+        for number, names in (("7", ("up0",)), ("9", ("up0", "wan1"))):
+            host.run("ip", "route", "replace", "default", "nhid", number)
+            with inside(host.namespace):
+                assert uplinks.uplinks("vmm-br0") == names
+
+
+def test_a_way_out_that_is_not_there_is_not_called_one(host: Host) -> None:
+    with a_pair(host) as pair:
+        with inside(host.namespace):
+            alone = facts.forwarding(pair.network)
+        assert alone.proof == "on for vmm-br0; no default route: machines reach nothing beyond this host"
+        with the_world_of(pair), inside(host.namespace):
+            assert facts.forwarding(pair.network).proof == "on for vmm-br0 and the links to the world (up0)"
+            named = replace(pair.network, host_interface="eth9")
+            gone = facts.forwarding(named)
+            assert (gone.standing, gone.proof) == (
+                Standing.NOT_OK,
+                "there is no link eth9, the only way out by host_interface",
+            )
+            host.run("ip", "link", "add", "eth9", "type", "bridge")
+            host.run("sysctl", "-qw", "net.ipv4.conf.eth9.forwarding=1")
+            down = facts.forwarding(named)
+            assert (down.standing, down.fix) == (Standing.NOT_OK, "sudo ip link set eth9 up")
+            host.run("ip", "link", "set", "eth9", "up")
+            assert facts.forwarding(named).standing is Standing.OK
+
+
+@pytest.mark.parametrize("tool", ["nft", "iptables"])
+def test_a_resolver_of_the_hosts_own_behind_a_closed_input_is_seen(host: Host, tool: str) -> None:
+    with a_pair(host) as pair, the_world_of(pair), inside(host.namespace):
+        others = replace(pair.network, resolvers=lambda: (OUTSIDE_HOST, "9.9.9.9", "2001:db8::53")).others
+        assert others.troubles() == []
+        if tool == "nft":
+            closed = "table inet i { chain in { type filter hook input priority 0; policy drop; ct state established accept; }; }"
+            host.run("nft", closed)
+        else:
+            host.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")
+            host.run("iptables", "-P", "INPUT", "DROP")
+        found = others.troubles()
+        assert [(trouble.way.what, trouble.certain) for trouble in found] == [
+            (f"what machines ask the resolver {OUTSIDE_HOST}", True)
+        ]
+        if tool == "nft":
+            host.run(*shlex.split(fix(found[0], "vmm-br0").removeprefix("sudo ")))
+        else:
+            others.accept()
+        assert others.troubles() == []
+        if tool == "nft":
+            host.run("nft", "delete", "table", "inet", "i")

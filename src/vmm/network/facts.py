@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmm import TYPE_CHECKING
 from vmm.model.facts import Answer, Standing, not_ok, ok, unseen
-from vmm.network import dns, links, others
+from vmm.network import dns, links, netlink, others
 from vmm.network import managers as link_managers
 
 if TYPE_CHECKING:
@@ -22,8 +22,26 @@ def forwarding(network: HostNetwork) -> Answer:
         localhost = network.localhost_trouble()
         if localhost:
             return not_ok(name, f"the way from localhost to machines is {localhost}", "sudo vmm reconcile")
-        return ok(name, f"on for {network.bridge_name} and the links to the world")
+        return _way_out(network)
     return not_ok(name, f"off for {', '.join(missing)}: machines do not reach the world", "sudo vmm reconcile")
+
+
+def _way_out(network: HostNetwork) -> Answer:
+    """Say which links lead out; that there is none is a fault only where the configuration names one."""
+    name, given = "ip forwarding", network.host_interface
+    if given is None:
+        ways = network.ways_out()
+        if ways:
+            return ok(name, f"on for {network.bridge_name} and the links to the world ({', '.join(ways)})")
+        # A host may be meant to be alone with its machines.
+        return ok(name, f"on for {network.bridge_name}; no default route: machines reach nothing beyond this host")
+    link = netlink.look(given)
+    if link is None:
+        fix = "sudo vmm config set host_interface LINK (one of: ip -br link)"
+        return not_ok(name, f"there is no link {given}, the only way out by host_interface", fix)
+    if not link.is_up:
+        return not_ok(name, f"{given}, the only way out by host_interface, is down", f"sudo ip link set {given} up")
+    return ok(name, f"on for {network.bridge_name} and {given}, the only way out by host_interface")
 
 
 def bridge(network: HostNetwork) -> Answer:

@@ -298,6 +298,7 @@ class HostNetwork(Value):
             machine=str(self.subnet.network.broadcast_address - 1),
             gateway=self.subnet.gateway,
             way_out=ways[0] if ways else None,
+            resolvers=lambda: [each for each in self.resolvers() if _is_of_this_host(each)],
         )
 
     @property
@@ -358,6 +359,18 @@ class HostNetwork(Value):
 
     def _known_taps(self) -> set[str]:
         return {lease.tap for lease, _ in self.running()}
+
+
+def _is_of_this_host(address: str) -> bool:
+    """Whether machines that ask this address ask the host itself."""
+    if "." not in address:
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _is_published(forwards: Sequence[PortForward]) -> bool:

@@ -24,7 +24,7 @@ _GO_ON = frozenset({"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "TCPMSS", "CT", 
 # An option of a match -> what it asks of a packet. What is in neither table is unknown.
 _ASKS = {
     "-i": "iifname", "-o": "oifname", "-s": "ip saddr", "-d": "ip daddr", "-p": "l4proto", "--ctstate": "ct state",
-    "--state": "ct state", "--dport": "tcp dport", "--dports": "tcp dport", "--mark": "mark",
+    "--state": "ct state", "--dport": "th dport", "--dports": "th dport", "--mark": "mark",
     "--dst-type": "fib daddr type", "--src-type": "fib saddr type", "--ctstatus": "ct status",
     "--ctorigsrc": "ct original ip saddr",
 }  # fmt: skip

@@ -18,7 +18,7 @@ from vmm.network.tables import PASSED, VETTED
 from vmm.network.verdicts import Chain, Fate, Packet, fate_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmm.network.verdicts import Chains
 
@@ -73,7 +73,8 @@ class Others(Value):
 
     `way_out` is the link to the world, where it is known.
 
-    `resolvers` are those addresses of the host itself that machines are given as their resolvers.
+    `resolvers` gives those addresses of the host itself that machines have as their resolvers; it is asked only where
+    someone filters what comes to the host.
     """
 
     bridge: str
@@ -81,7 +82,7 @@ class Others(Value):
     machine: str
     gateway: str
     way_out: str | None = None
-    resolvers: tuple[str, ...] = ()
+    resolvers: Callable[[], Sequence[str]] = tuple
 
     def troubles(self, listing: Listing | None = None) -> list[Trouble]:
         """Return every chain that drops what machines need, or may."""
@@ -96,7 +97,8 @@ class Others(Value):
         chains: dict[str, Chains] = {"nft": _foreign(nft_rules.chains_of(listing)) if listing else {}}
         if glance.has_legacy_tables():
             chains["iptables-legacy"] = _saved("iptables-legacy")
-        return any(trouble.certain for trouble in self._judge(Listing(chains=chains)))
+        # Which resolvers there are, every machine's record must be read for: the supervisor does.
+        return any(trouble.certain for trouble in replace(self, resolvers=tuple)._judge(Listing(chains=chains)))  # noqa: SLF001
 
     def accept(self) -> None:
         """Put accepts of ours where they help."""
@@ -146,6 +148,8 @@ class Others(Value):
         match chain.family:
             case "ip" | "inet":
                 found = [way for way in self._routed() if way.hook == chain.hook]
+                if chain.hook == "input":
+                    found += [self._asks(address) for address in self.resolvers()]
                 return found if chain.hook != "forward" or chain.priority > _FORWARD else self._early(found)
             case "bridge" | "arp":
                 return [way for way in self._bridged(chain.family) if way.hook == chain.hook]
@@ -176,8 +180,7 @@ class Others(Value):
             ("output", "what this host sends to machines", to_guest, to_bridge, ("-o", bridge)),
             ("input", "what machines answer this host", answer, f'iifname "{bridge}" {tracked}', replies),
         )
-        found = [Way(hook=h, what=what, packet=packet, nft=nft, iptables=rule) for h, what, packet, nft, rule in ways]
-        return [*found, *(self._asks(address) for address in self.resolvers)]
+        return [Way(hook=h, what=what, packet=packet, nft=nft, iptables=rule) for h, what, packet, nft, rule in ways]
 
     def _early(self, ways: list[Way]) -> list[Way]:
         """Return the ways of a chain that is before vmm's own: nothing is marked yet, and the links tell."""

@@ -9,9 +9,12 @@ import struct
 
 from vmm.network import netlink, policy
 
-_GETROUTE = 26
+_GETROUTE, _GETNEXTHOP = 26, 106
 # linux/rtnetlink.h
-_OIF, _MULTIPATH, _TABLE = 4, 9, 15
+_DST, _OIF, _MULTIPATH, _TABLE, _NH_ID = 1, 4, 9, 15, 30
+# linux/nexthop.h: a group is of entries of 8 bytes, each of which begins with the id of one.
+_NHA_ID, _NHA_GROUP, _NHA_OIF = 1, 2, 5
+_NEXTHOP_HEAD = struct.Struct("=BBBBI")
 _HEAD = struct.Struct("=BBBBBBBBI")
 _UNICAST = 1
 # A VPN that takes everything often writes its default route as two halves.
@@ -37,13 +40,38 @@ def _links(table: int) -> set[int]:
     with contextlib.closing(answers), contextlib.suppress(FileNotFoundError):
         for answer in answers:
             _, length, _, _, _, _, _, kind, _ = _HEAD.unpack_from(answer)
-            if length > _HALF:
-                # The kernel goes by the address, from 0.0.0.0 on; a router has a million of what comes now.
-                break
             found = netlink.attributes(answer, _HEAD.size)
+            if length > _HALF:
+                if any(found.get(_DST, b"")):
+                    # The kernel goes by the address, from 0.0.0.0 on; a router has a million of what comes now.
+                    break
+                # At one address it gives the longest prefix first: 0.0.0.0/8 comes before the default route.
+                continue
             if kind == _UNICAST and struct.unpack("=I", found.get(_TABLE, b"\0\0\0\0"))[0] == table:
-                links |= {struct.unpack("=i", found[_OIF])[0]} if _OIF in found else _hops(found.get(_MULTIPATH, b""))
+                links |= _links_of(found)
     return links
+
+
+def _links_of(route: dict[int, bytes]) -> set[int]:
+    if _OIF in route:
+        return {struct.unpack("=I", route[_OIF])[0]}
+    if _MULTIPATH in route:
+        return _hops(route[_MULTIPATH])
+    # Where net.ipv4.nexthop_compat_mode is 0, a route says no more than the id of its next hop.
+    return _links_of_nexthop(route[_NH_ID]) if _NH_ID in route else set()
+
+
+def _links_of_nexthop(number: bytes) -> set[int]:
+    """Return the links of a next hop that is an object of its own, or a group of them (ip-nexthop(8))."""
+    known: dict[bytes, dict[int, bytes]] = {}
+    head = _NEXTHOP_HEAD.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    for answer in netlink.dump(_GETNEXTHOP, head):
+        found = netlink.attributes(answer, _NEXTHOP_HEAD.size)
+        known[found.get(_NHA_ID, b"")] = found
+    group = known.get(number, {}).get(_NHA_GROUP, b"")
+    members = [group[start : start + 4] for start in range(0, len(group), 8)] or [number]
+    hops = [known[member] for member in members if member in known]
+    return {struct.unpack("=I", hop[_NHA_OIF])[0] for hop in hops if _NHA_OIF in hop}
 
 
 def _hops(data: bytes) -> set[int]:
