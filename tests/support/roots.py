@@ -103,7 +103,9 @@ class Root:
         script = facts.with_name("stage1-facts.sh")
         text = SCRIPT.read_text()
         if hang:
-            text = text.replace("disk=$1", f"{hang}() {{ while :; do :; done; }}\ndisk=$1").replace("limit=15", "limit=1")
+            text = text.replace("disk=$1", f"{hang}() {{ while :; do :; done; }}\ndisk=$1").replace(
+                "limit=15", "limit=1"
+            )
         script.write_text(text)
         look = f"b=/run/vmm/busybox; {look}" if look else ""
         argv = ["unshare", "-mupf", "--kill-child", "--propagation", "private", "busybox", "sh", "-c", inside(), "sh"]
