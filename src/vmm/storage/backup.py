@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import sqlite3
 import time
 
@@ -15,6 +14,7 @@ from vmm.errors import StateError, VmmError
 from vmm.host import files, reading
 from vmm.model.value import Value
 from vmm.storage import readable, schema, trouble
+from vmm.storage.copies import copies, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # Of each kind: those that were asked for, and those that migrations made.
 MOST = 10
-_COPY = r"vmm-(v[0-9]+-)?([0-9]{8}T[0-9]{6}Z)-[0-9a-f]{6}\.db"
 # What SQLite keeps beside a database, and takes for its own wherever it finds it under that name.
 _COMPANIONS = ("-journal", "-wal", "-shm")
 _BUSY_S = 5.0
@@ -50,14 +49,6 @@ class Condition(Value):
         return not self.problems and not self.orphans and 0 < self.version <= schema.VERSION
 
 
-class Copy(Value):
-    """A copy of the database: `made_at` is part of its name, `by_hand` whether it was asked for."""
-
-    path: Path
-    made_at: str
-    by_hand: bool
-
-
 def keep(connection: sqlite3.Connection, path: Path, *, version: int) -> Path:
     """Keep a copy of the open database of schema `version` beside it, in `backups/`; return the copy's path."""
     return _copy(connection, path, prefix=f"vmm-v{version}-")
@@ -67,7 +58,8 @@ def save(path: Path) -> Path:
     """Keep a copy of the database because it was asked for; return its path.
 
     Raises:
-        StateError: there is none, it is damaged (a copy would only take the place of a good one), or there is no room.
+        StateError: there is none, it is damaged or empty (a copy would only take the place of a good one), or there is
+            no room.
     """
     if not path.exists():
         raise StateError(
@@ -84,21 +76,16 @@ def save(path: Path) -> Path:
             details=found.problems[0],
             resolution="See what is left of it: vmm db check; put an earlier one back: sudo vmm db restore",
         )
+    if found.orphans or not found.version:
+        # It could not be put back, and ten of its kind would leave none that can.
+        why = f"{found.orphans} forward(s) in it have no machine." if found.orphans else "There is nothing in it."
+        raise StateError(
+            f"The database {path} was not backed up.",
+            details=f"{why} A copy of it could not be put back, and would take the place of one that can.",
+            resolution="See what is left of it: vmm db check; put an earlier one back: sudo vmm db restore",
+        )
     with _told(path), contextlib.closing(open_for_reading(path)) as connection:
         return _copy(connection, path, prefix="vmm-")
-
-
-def copies(path: Path) -> list[Copy]:
-    """Return the copies of the database `path`, the newest first. PermissionError for a user who may not see them."""
-    found: list[tuple[str, int, Copy]] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for entry in (path.parent / "backups").iterdir():
-            match = re.fullmatch(_COPY, entry.name)
-            if match:
-                copy = Copy(path=entry, made_at=_readable(match[2]), by_hand=match[1] is None)
-                # Within one second the file's own time decides.
-                found.append((match[2], entry.stat().st_mtime_ns, copy))
-    return [copy for _, _, copy in sorted(found, key=lambda row: row[:2], reverse=True)]
 
 
 def examine(path: Path) -> Condition:
@@ -215,7 +202,7 @@ def put_in_place(draft: Path, database: Path) -> Path | None:
 
     Killed at any step, either the old one is in place or the new one, and nothing of the old one is lost.
     """
-    kept = database.with_name(f"{database.name}.damaged-{_stamp()}") if database.exists() else None
+    kept = database.with_name(f"{database.name}.damaged-{stamp()}") if database.exists() else None
     with _told(database), _held(database):
         try:
             _put_in_place(draft, database, kept)
@@ -278,7 +265,7 @@ def _text(raw: bytes) -> str:
 
 def _copy(connection: sqlite3.Connection, path: Path, *, prefix: str) -> Path:
     directory = files.make_dir(path.parent / "backups", mode=0o700)
-    copy = directory / f"{prefix}{_stamp()}.db"
+    copy = directory / f"{prefix}{stamp()}.db"
     with files.staging_dir(directory, prefix=".copy") as staging, _told(path):
         partial = staging / copy.name
         _empty(partial)
@@ -388,12 +375,3 @@ def _cannot(database: Path, details: str, *, full: bool) -> StateError:
         if full
         else "Check the file system: is it mounted read-only? Then try again.",
     )
-
-
-def _stamp() -> str:
-    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(3).hex()}"
-
-
-def _readable(stamp: str) -> str:
-    """Return a name's time as times are written elsewhere."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.strptime(stamp, "%Y%m%dT%H%M%SZ"))

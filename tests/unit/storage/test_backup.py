@@ -1,5 +1,6 @@
 """Copies of the database, and one made again from what lies beside the disks."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -148,6 +149,30 @@ def test_a_damaged_database_takes_no_good_copy_s_place(store: SqliteStore) -> No
     store.path.unlink()
     with pytest.raises(StateError, match="no database"):
         backup.save(store.path)
+
+
+@pytest.mark.parametrize("what", ["empty", "orphans"])
+def test_what_could_not_be_put_back_takes_no_good_copy_s_place(store: SqliteStore, what: str) -> None:
+    good = backup.save(store.path)
+    if what == "empty":
+        store.path.write_bytes(b"")
+    else:
+        with contextlib.closing(sqlite3.connect(store.path)) as connection:
+            connection.execute("INSERT INTO forwards VALUES ('nobody', 'tcp', '127.0.0.1', 8080, 80)")
+            connection.commit()
+    for _ in range(backup.MOST + 1):
+        with pytest.raises(StateError, match="was not backed up") as caught:
+            backup.save(store.path)
+    assert "could not be put back" in caught.value.details
+    assert [copy.path for copy in backup.copies(store.path)] == [good]
+
+
+def test_what_only_has_a_copy_s_name_is_none(store: SqliteStore) -> None:
+    good = backup.save(store.path)
+    (good.parent / "vmm-20261399T000000Z-aaaaaa.db").write_bytes(b"")
+    (good.parent / "vmm-20260101T000000Z-bbbbbb.db").symlink_to("nowhere")
+    assert [copy.path for copy in backup.copies(store.path)] == [good]
+    assert backup.save(store.path) in {copy.path for copy in backup.copies(store.path)}
 
 
 COPY = """
