@@ -604,5 +604,8 @@ def test_a_range_of_user_ids_without_a_place_refuses_the_machine_and_leaves_noth
     assert [row["name"] for row in lab.json("list")] == ["fits"]
     assert [path.name for path in (lab.data_dir / "vms").iterdir()] == ["fits"]
     assert_confined(lab.start("fits"))
+    said = lab.fails("config", "set", "uid_range", f"{first}-{first + 9}")
+    assert "Machines run with user ids of the range that this would change." in said
+    assert f'uid_range = "{first}-{first + 2}"' in (lab.data_dir / "config" / "config.toml").read_text()
     # One without a jail needs none.
     lab.vmm("create", "m", *SMALL, "--no-jail")

@@ -42,6 +42,8 @@ def test_a_machine_that_a_restored_database_does_not_know_keeps_all_it_has(host:
         assert (host.data_dir / "sockets" / "late.sock").exists()
         assert "vmm-ac100003" in host.links()
         assert "172.16.0.3" in host.run("nft", "list", "ruleset").stdout
+        # By another range of ids its engine would be nobody's, and reconcile took its jail and socket.
+        assert "late (of no record)" in host.fails("config", "set", "uid_range", "2000000000-2000065535")
         # Its address is nobody else's meanwhile.
         host.vmm("create", "other", *SMALL)
         assert host.machine("other")["ip_address"] != "172.16.0.3"

@@ -102,6 +102,7 @@ def _set(path: Path, changes: Mapping[str, object], data_dir: Path | None) -> No
         checked = _check(draft, path, data_dir)
         if "uid_range" in changes:
             accounts.refuse_taken(checked.uids, everyone=True)
+            _refuse_while_engines_run(path, checked, data_dir)
         if _OF_NETWORK & changes.keys():
             _refuse_moving(checked)
         draft.replace(path)
@@ -127,6 +128,32 @@ def _check(draft: Path, path: Path, data_dir: Path | None) -> Config:
         parts = (part.replace(str(draft), str(path)) for part in (error.brief, error.details, error.resolution))
         brief, details, resolution = parts
         raise ConfigError(brief, details=details, resolution=resolution) from error
+
+
+def _refuse_while_engines_run(path: Path, wanted: Config, data_dir: Path | None) -> None:
+    """Refuse another range of user ids while engines run: they are known by the range that they were started in.
+
+    Raises:
+        ConflictError: there are such engines.
+    """
+    try:
+        now = configuration.load(read=read_bytes, data_dir=data_dir, file=path if path.exists() else None)
+    except ConfigError:
+        return
+    site = HostSite(now, read_only=True)
+    if now.uids == wanted.uids or not (running := _running(site)):
+        return
+    raise ConflictError(
+        "Machines run with user ids of the range that this would change.",
+        details=f"{', '.join(running[:_MOST_TOLD])}. vmm would not know their engines any more.",
+        resolution="Nothing was changed. Stop them first: sudo vmm stop --all",
+    )
+
+
+def _running(site: HostSite) -> list[str]:
+    """Return the names of machines that run, recorded or not."""
+    recorded = [record.name for record in site.store.machines(live=True)]
+    return recorded + [f"{stray.name} (of no record)" for stray in site.strays()]
 
 
 def _refuse_moving(wanted: Config) -> None:
