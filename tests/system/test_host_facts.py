@@ -97,7 +97,7 @@ NATIVE = {
     " oifname lo accept; ct direction reply accept; }; }",
     "bridge family": "table bridge b { chain i { type filter hook input priority 0; policy drop; }; }",
     "arp family": "table arp a { chain i { type filter hook input priority 0; policy drop; }; }",
-    "netdev of the link to the world": "table netdev n { chain i { type filter hook ingress device up0 priority 0;"
+    "netdev of the bridge": "table netdev n { chain i { type filter hook ingress device vmm-br0 priority 0;"
     " policy drop; }; }",
 }
 
@@ -128,6 +128,16 @@ def test_a_chain_of_nftables_that_drops_is_seen_by_all_and_the_command_that_mend
     assert reaches_the_world(clean)
     assert "forward policy" not in clean.vmm("start", "m").stderr
     assert clean.vmm("reconcile").stdout == "All is as it is remembered.\n"
+
+
+def test_an_accept_of_everything_on_the_link_to_the_world_is_never_advised(clean: Host) -> None:
+    clean.run("nft", "table netdev n { chain i { type filter hook ingress device up0 priority 0; policy drop; }; }")
+    try:
+        row = check(clean, "forward policy")
+        assert (row["status"], "the chain i of netdev n drops" in row["detail"]) == ("warning", True)
+        assert row["fix"] == "sudo nft -a list chain netdev n i  # and let the machines' answers pass"
+    finally:
+        clean.run("nft", "delete table netdev n")
 
 
 def test_ufw_enabled_later_is_seen_and_mended(clean: Host, tmp_path: Path) -> None:

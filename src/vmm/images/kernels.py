@@ -67,7 +67,11 @@ class KernelLibrary(Value):
         except (KeyError, TypeError) as error:
             raise self._shelf.unusable(name, error) from error
         for path in (kernel.path, kernel.stage1):
-            if path is not None and not path.exists():
+            try:
+                missing = path is not None and not path.exists()
+            except OSError as error:
+                raise self._shelf.unusable(name, error) from error
+            if missing:
                 raise self._shelf.damaged(name, f"{path} is missing")
         return kernel
 

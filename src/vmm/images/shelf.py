@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import contextmanager
 
@@ -15,6 +16,12 @@ from vmm.model.value import Value
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
     from pathlib import Path
+
+
+# What the file system says of the item itself; all else keeps a sound one from being read.
+_DAMAGE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EILSEQ, errno.ENXIO,
+)  # fmt: skip
 
 
 class Shelf(Value):
@@ -35,7 +42,7 @@ class Shelf(Value):
 
         Raises:
             NotFoundError: there is no such item.
-            ImageError: its description cannot be read.
+            ImageError: its description is damaged, or cannot be read.
         """
         path = self.directory(name) / self.description
         try:
@@ -44,7 +51,9 @@ class Shelf(Value):
             if self.directory(name).exists():
                 raise self.damaged(name, str(error)) from error
             raise self._unknown(name) from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise self.unusable(name, error) from error
+        except ValueError as error:
             raise self.damaged(name, str(error)) from error
 
     def directory(self, name: str) -> Path:
@@ -52,16 +61,19 @@ class Shelf(Value):
 
     def unusable(self, name: str, error: KeyError | TypeError | OSError) -> ImageError:
         """Return the error of a description that lacks something, or of content that cannot be read."""
+        if isinstance(error, OSError) and error.errno not in _DAMAGE:
+            from vmm.remedy import remedy
+
+            return ImageError(f"The {self.what} {name!r} cannot be read.", details=str(error), resolution=remedy(error))
         return self.damaged(name, f"it says nothing of {error.args[0]}" if isinstance(error, KeyError) else str(error))
 
     def damaged(self, name: str, details: str) -> ImageError:
         return ImageError(
             f"The {self.what} {name!r} is damaged.",
             details=f"{self.directory(name) / self.description}: {details}",
-            resolution=f"Get it again: vmm {self.what} pull --force; one of your own: vmm {self.what} delete {name},"
-            " then import it"
-            if name == "default"
-            else f"Delete it (vmm {self.what} delete {name}), then pull or import it again.",
+            # Machines use it: it cannot be deleted without their disks, and need not be.
+            resolution=f"Replace it in place: sudo vmm {self.what} import PATH --name {name} --force; if it was pulled:"
+            f" sudo vmm {self.what} pull {name} --force",
         )
 
     def delete(self, name: str) -> None:

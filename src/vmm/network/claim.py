@@ -39,8 +39,9 @@ def refuse_foreign(
     if firewall.whose() is Whose.FOREIGN:
         raise NetworkError(
             "A firewall table `vmm` of this host is not vmm's.",
-            details="Someone else made a table of that name, with other chains in it. It was left alone.",
-            resolution="Look at it, and rename or delete it: nft list table ip vmm; nft list table bridge vmm",
+            details="Someone else made a table of that name, of ip, ip6 or bridge. It was left alone.",
+            resolution="See which (sudo nft list tables; sudo nft list table FAMILY vmm). Whoever made it gives it"
+            " another name; if nobody needs it: sudo nft delete table FAMILY vmm",
         )
 
 
@@ -94,8 +95,14 @@ def _refuse_unless_before(bridge: Link, subnet: Subnet, found: Sequence[Link]) -
         raise NetworkError(
             f"The link {bridge.name} is not vmm's.",
             details=f"Someone else made it ({bridge.kind or 'a device'}, {bridge.mac}). It was left alone.",
-            resolution="Give vmm a bridge of its own, by a name that is free: sudo vmm config set bridge_name vmm-br0",
+            resolution="Give vmm a bridge of its own, by a name that is free: sudo vmm config set bridge_name"
+            f" {_free_name(found)}",
         )
+
+
+def _free_name(found: Sequence[Link]) -> str:
+    taken = {link.name for link in found}
+    return next(name for number in range(1, len(taken) + 2) if (name := f"vmm-br{number}") not in taken)
 
 
 def refuse_moved(owner: Owner, name: str, subnet: Subnet, found: Sequence[Link]) -> None:
@@ -122,12 +129,13 @@ def _refuse_readdressed(owner: Owner, name: str, subnet: Subnet, found: Sequence
         # An address that someone gave it is another matter, and mended: the MAC tells the gateway that it was made for.
         if not ports or (not strangers and link.mac == links.bridge_mac(subnet)):
             continue
-        cidr, gateway = links.network_of(name) or ("...", "...")
+        there = links.network_of(name)
+        back = there and f", or put it back: sudo vmm config set subnet {there[0]} gateway {there[1]}"
         raise NetworkError(
             f"The machines' bridge {name} is of another subnet, and there are machines on it.",
-            details=f"It is {gateway} of {cidr}; the configuration says {subnet.gateway} of {subnet.cidr}.",
-            resolution="Stop them (sudo vmm stop --all), or put it back:"
-            f" sudo vmm config set subnet {cidr} gateway {gateway}",
+            details=f"It {f'is {there[1]} of {there[0]}' if there else 'has no address any more'};"
+            f" the configuration says {subnet.gateway} of {subnet.cidr}.",
+            resolution=f"Stop them (sudo vmm stop --all){back or ', then start them again'}",
         )
 
 

@@ -18,7 +18,7 @@ from vmm.model.network import Subnet, lease_for
 from vmm.network import netlink, policy, tap_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from ipaddress import IPv4Network
 
     from vmm.model.network import Lease
@@ -109,10 +109,14 @@ def route_localnet(bridge: str, *, on: bool) -> None:
     """Let answers to 127.0.0.0/8 come in over the bridge, which forwards from localhost need, or keep them out."""
     try:
         (_SYSCTL / "conf" / bridge / "route_localnet").write_text("1" if on else "0", encoding="ascii")
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         # Without its bridge nothing comes in over it.
         if on:
-            raise
+            raise NetworkError(
+                f"The machines' bridge {bridge} is gone.",
+                details=str(error),
+                resolution="Make it anew, and what else was removed from under the machines: sudo vmm reconcile",
+            ) from error
     except OSError as error:
         raise netlink.told(error, f"Whether {bridge} takes answers to localhost cannot be set.") from error
 
@@ -157,7 +161,7 @@ def make_tap(lease: Lease, bridge: str, owner: Owner, *, uid: int) -> None:
             raise NetworkError(
                 f"The tap {tap} is in use.",
                 details="Another process has it open.",
-                resolution=f"See which: grep -l {tap} /proc/[0-9]*/fdinfo/*; end it, then try again.",
+                resolution=f"See which: sudo sh -c 'grep -l {tap} /proc/[0-9]*/fdinfo/*'; end it, then try again.",
             ) from error
         raise netlink.told(error, f"The tap {tap} cannot be made.") from error
 
@@ -274,22 +278,44 @@ def is_tap_name(name: str) -> bool:
 
 def _refuse_clash(name: str, network: IPv4Network) -> None:
     """Refuse a subnet that the host reaches some other way: a VPN, a LAN, Docker's networks."""
+    routes = _routes(besides=name)
+    for link, other in routes:
+        if other.overlaps(network):
+            raise NetworkError(
+                f"The machines' subnet {network} is in use on this host.",
+                details=f"The route to {other} goes over {link}.",
+                resolution=f"Choose a free one{_free_subnet([route for _, route in routes])}. Machines that hold"
+                " addresses of this one must be deleted first.",
+            )
+
+
+def _routes(*, besides: str) -> list[tuple[str, IPv4Network]]:
+    """Return where the routes of the host lead, each with its link."""
     from ipaddress import IPv4Address, IPv4Network
 
-    for line in _ROUTES.read_text(encoding="ascii").splitlines()[1:]:
-        fields = line.split()
+    found: list[tuple[str, IPv4Network]] = []
+    # A link's name is bytes to the kernel.
+    for line in _ROUTES.read_text(encoding="ascii", errors="surrogateescape").split("\n")[1:]:
+        fields = line.split("\t")
+        if len(fields) < 8:
+            continue
         address = IPv4Address(socket.ntohl(int(fields[1], 16)))
         mask = IPv4Address(socket.ntohl(int(fields[7], 16)))
         other = IPv4Network(f"{address}/{mask}")
         # A VPN that takes everything often writes its default route as two halves.
-        if fields[0] == name or other.prefixlen <= 1:
-            continue
-        if other.overlaps(network):
-            raise NetworkError(
-                f"The machines' subnet {network} is in use on this host.",
-                details=f"The route to {other} goes over {fields[0]}.",
-                resolution="Choose a free one: sudo vmm config set subnet 10.77.0.0/16 gateway 10.77.0.1",
-            )
+        if fields[0] != besides and other.prefixlen > 1:
+            found.append((fields[0], other))
+    return found
+
+
+def _free_subnet(routes: Sequence[IPv4Network]) -> str:
+    """Return the command that chooses a private subnet which no route leads to, nothing where there is none of ours."""
+    from ipaddress import IPv4Network
+
+    for text in ("10.77.0.0/16", "172.16.0.0/16", "172.29.0.0/16", "192.168.176.0/20", "100.77.0.0/16"):
+        if not any(route.overlaps(IPv4Network(text)) for route in routes):
+            return f": sudo vmm config set subnet {text} gateway {IPv4Network(text)[1]}"
+    return " (ip route shows those that are taken): sudo vmm config set subnet CIDR gateway ADDRESS"
 
 
 def is_root() -> bool:

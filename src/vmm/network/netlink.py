@@ -176,14 +176,22 @@ def told(error: OSError, brief: str) -> NetworkError:
         return NetworkError(
             brief,
             details=f"/proc/sys is mounted read-only, as in most containers: {error}",
-            resolution="Run vmm on the host itself, or where it may: mount -o remount,rw /proc/sys",
+            resolution="Run vmm on the host itself, or where it may: sudo mount -o remount,rw /proc/sys",
         )
-    denied = error.errno in (1, 13)
-    return NetworkError(
-        brief,
-        details=str(error),
-        resolution="Run the command as root: sudo vmm ..." if denied else "Check the host with: vmm doctor",
-    )
+    return NetworkError(brief, details=str(error), resolution=_remedy(error))
+
+
+def _remedy(error: OSError) -> str:
+    denied = error.errno in (errno.EPERM, errno.EACCES)
+    if denied and os.geteuid() == 0:
+        return "This root may not change the network, as in a container: run vmm on the host, or give it CAP_NET_ADMIN."
+    if error.errno in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENODEV, errno.ENOENT):
+        return "The kernel lacks the device, or the module for it: ip link; sudo modprobe -a bridge tun; sudo dmesg"
+    if denied or error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN):
+        from vmm.remedy import remedy
+
+        return remedy(error)
+    return "See what the kernel says (sudo dmesg) and which links there are (ip -d link), then give the command again."
 
 
 def link_head(index: int, *, family: int = socket.AF_UNSPEC, up: bool = False) -> bytes:

@@ -223,14 +223,19 @@ class Others(Value):
     def _at_a_device(self, devices: Sequence[str]) -> list[Way]:
         links = [name for name in devices if name in (self.bridge, self.way_out) or name.startswith("vmm-")]
         packet = self._packet(source=self.machine, target=_WORLD)
-        # Both directions pass both hooks of both links; which addresses they have there depends on masquerading.
+        # Both directions pass both hooks of both links; which addresses they have there depends on masquerading. Of the
+        # link to the world an accept would let in all that the host keeps out there: whoever wrote the chain knows it.
         nothing = {key: value for key, value in packet.items() if key not in ("ip saddr", "ip daddr")}
         return [
             Way(
-                hook=hook, what=f"what machines send or are sent over {link}", packet=nothing, nft="accept", iptables=()
+                hook=hook,
+                what=f"what machines send or are sent over {link}",
+                packet={**nothing, key: link},
+                nft="" if link == self.way_out else f'{key} "{link}" accept',
+                iptables=(),
             )
             for link in links[:1]
-            for hook in ("ingress", "egress")
+            for hook, key in (("ingress", "iifname"), ("egress", "oifname"))
         ]
 
     def _packet(
@@ -358,6 +363,8 @@ def fix(trouble: Trouble, bridge: str) -> str:
     if chain.table == "firewalld":
         add = f"sudo firewall-cmd --permanent --zone=trusted --add-interface={bridge}"
         return f"{add} && sudo firewall-cmd --reload"
+    if not trouble.way.nft:
+        return f"sudo nft -a list chain {chain.family} {chain.table} {chain.name}  # and let the machines' answers pass"
     rule = f"{chain.family} {chain.table} {chain.name} {trouble.way.nft}"
     return f"sudo nft 'insert rule {rule}'"
 
