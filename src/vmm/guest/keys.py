@@ -71,7 +71,7 @@ def checked_public_key(text: str, *, source: str) -> str:
             details="A machine is given public keys only; the private one stays with you.",
             resolution="Give the file that ends in .pub.",
         )
-    if not line.isprintable() or len(parts) < 2 or parts[0] not in _TYPES or not _is_base64(parts[1]):
+    if not line.isprintable() or len(parts) < 2 or parts[0] not in _TYPES or not _is_blob(parts[1], parts[0]):
         raise UsageError(
             f"{source} is not an ssh public key.",
             details="A public key is one line: its type (such as ssh-ed25519), the key, and a comment.",
@@ -128,11 +128,14 @@ def in_line(line: str) -> PublicKey:
     return kind, rest.strip().partition(" ")[0]
 
 
-def _is_base64(text: str) -> bool:
+def _is_blob(text: str, kind: str) -> bool:
+    """Whether this is the base64 of a key of that type, whose name it begins with (RFC 4253, 6.6)."""
     import base64
     import binascii
 
+    name = len(kind).to_bytes(4, "big") + kind.encode()
     try:
-        return len(base64.b64decode(text, validate=True)) > 16
+        blob = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return False
+    return len(blob) > len(name) + 16 and blob.startswith(name)

@@ -1,5 +1,6 @@
 """What a guest boots through: archives that the kernel's own format reader takes, facts that cannot become commands."""
 
+import base64
 import re
 import subprocess
 from pathlib import Path
@@ -134,6 +135,10 @@ def test_public_keys_are_told_from_everything_else(tmp_path: Path) -> None:
         good + good,
         "command=x " + good,
         good.replace("ed", "xx"),
+        # What is behind the type is no key of it.
+        "ssh-rsa " + good.split()[1],
+        "ssh-ed25519 " + base64.b64encode(b"x" * 20).decode(),
+        "ssh-ed25519 " + base64.b64encode(b"\0\0\0\x0bssh-ed25519").decode(),
     ):
         with pytest.raises(UsageError):
             checked_public_key(bad, source="--ssh-key")

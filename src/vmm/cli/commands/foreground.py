@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from vmm.cli import output, render
-from vmm.cli.commands.console import write
+from vmm.cli.commands.console import Screen
 from vmm.cli.signals import Ended
 from vmm.errors import EngineError
 from vmm.model.machine import Machine, MachineState, Owner
@@ -90,6 +90,7 @@ class _Console:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._position = self._size()
+        self._screen = Screen(raw=False)
 
     def show(self) -> None:
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as stream:
@@ -102,7 +103,7 @@ class _Console:
     def _write(self, data: bytes) -> None:
         try:
             if sys.stdout.isatty():
-                write(data.decode(errors="replace"), raw=False)
+                self._screen.write(data)
             else:
                 output.bytes_as_they_are(data)
         except output.OutputLostError:
