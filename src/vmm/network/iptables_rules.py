@@ -28,7 +28,8 @@ _ASKS = {
     "--dst-type": "fib daddr type", "--src-type": "fib saddr type", "--ctstatus": "ct status",
     "--ctorigsrc": "ct original ip saddr",
 }  # fmt: skip
-_RAW = -300
+# linux/netfilter_ipv4.h, but for nat, which is not walked through.
+_PRIORITIES = {"raw": -300, "mangle": -150, "security": 50}
 _SILENT = frozenset({"-m", "--comment"})
 
 
@@ -50,7 +51,7 @@ def chains_of(saved: str) -> Chains:
                 kind="filter" if base and table != "nat" else "",
                 hook=name.lower() if base else "",
                 policy=policy.lower() if base else "accept",
-                priority=_RAW if table == "raw" else 0,
+                priority=_PRIORITIES.get(table, 0),
             )
         elif line.startswith("-A "):
             words = shlex.split(line)

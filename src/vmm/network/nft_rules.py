@@ -20,10 +20,15 @@ _ENDS = {
     "jump": Action.JUMP,
     "goto": Action.GOTO,
     "queue": Action.ASK,
+    # A chain of the type nat ends with what it translates.
+    "masquerade": Action.ACCEPT,
+    "redirect": Action.ACCEPT,
+    "snat": Action.ACCEPT,
+    "dnat": Action.ACCEPT,
 }
 _XT_ENDS = {"REJECT": Action.DROP, "DROP": Action.DROP, "NFQUEUE": Action.ASK}
 # What asks nothing of a packet that could keep the rule from it. A `limit` does.
-_SILENT = frozenset({"counter", "log", "mangle", "notrack", "ct helper", "meter", "masquerade"})
+_SILENT = frozenset({"counter", "log", "mangle", "notrack", "ct helper", "meter"})
 
 
 def chains_of(listing: str) -> Chains:

@@ -26,8 +26,10 @@ _COMMENT = "vmm"
 _NFT = ("nft", "-j", "list", "ruleset")
 # Without the elements of sets, of which a blocklist may have a hundred thousand.
 _NFT_TERSE = ("nft", "-j", "-t", "list", "ruleset")
-# The chains of links, in its own language.
-_NFT_NETDEV = ("nft", "list", "chains", "netdev")
+# Chains in its own language, which tells their links.
+_NFT_CHAINS = ("nft", "list", "chains")
+_KINDS = ("filter", "route", "nat")
+_AT_A_DEVICE = ("ingress", "egress")
 # iptables' two variants; each has rules that the other does not show.
 _VARIANTS = ("iptables-nft", "iptables-legacy")
 # Before this priority connection tracking has not looked at a packet (NF_IP_PRI_CONNTRACK).
@@ -136,9 +138,18 @@ class Others(Value):
         return found
 
     def _troubles_in(self, tool: str, chains: Chains, chain: Chain) -> Iterator[Trouble]:
-        if chain.kind not in ("filter", "route") or chain.family not in ("ip", "inet", "bridge", "netdev", "arp"):
+        if chain.kind not in ("filter", "route", "nat") or chain.family not in (
+            "ip",
+            "inet",
+            "bridge",
+            "netdev",
+            "arp",
+        ):
             return
         for way in self._ways(chain):
+            if chain.kind == "nat" and way.packet.get("ct state") == "established":
+                # Of a connection only the first packet comes to it.
+                continue
             verdict = fate_in(chains, chain, _as_it_comes_to(chain, way.packet))
             if verdict.fate is not Fate.PASSES:
                 certain = verdict.fate is Fate.DROPPED
@@ -146,6 +157,8 @@ class Others(Value):
 
     def _ways(self, chain: Chain) -> list[Way]:
         match chain.family:
+            case "inet" if chain.hook in _AT_A_DEVICE:
+                return [way for way in self._at_a_device(chain.devices) if way.hook == chain.hook]
             case "ip" | "inet":
                 found = [way for way in self._routed() if way.hook == chain.hook]
                 if chain.hook == "input":
@@ -184,11 +197,12 @@ class Others(Value):
 
     def _early(self, ways: list[Way]) -> list[Way]:
         """Return the ways of a chain that is before vmm's own: nothing is marked yet, and the links tell."""
+        tracked = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
         by_link = {
-            _SENT: f'iifname "{self.bridge}" accept',
-            _ANSWERS: f'oifname "{self.bridge}" ct state established,related accept',
+            _SENT: (f'iifname "{self.bridge}" accept', ("-i", self.bridge)),
+            _ANSWERS: (f'oifname "{self.bridge}" ct state established,related accept', ("-o", self.bridge, *tracked)),
         }
-        return [replace(way, nft=by_link[way.what]) for way in ways]
+        return [replace(way, nft=by_link[way.what][0], iptables=by_link[way.what][1]) for way in ways]
 
     def _asks(self, address: str) -> Way:
         """Return the way to a resolver that is the host's own."""
@@ -235,7 +249,11 @@ class Others(Value):
                 iptables=(),
             )
             for link in links[:1]
+<<<<<<< HEAD
             for hook, key in (("ingress", "iifname"), ("egress", "oifname"))
+=======
+            for hook in _AT_A_DEVICE
+>>>>>>> e7b792ca76f72ccb77fd8856c1d773e35c70991e
         ]
 
     def _packet(
@@ -286,11 +304,11 @@ def parse(listing: str) -> Listing:
 
 def _foreign(chains: Chains) -> Chains:
     found = {key: chain for key, chain in chains.items() if key[1] != _COMMENT}
-    bare = [key for key, chain in found.items() if chain.family == "netdev" and chain.hook and not chain.devices]
+    bare = [key for key, chain in found.items() if chain.hook in _AT_A_DEVICE and not chain.devices]
     if not bare:
         return found
     # The JSON of nft 1.0.6 leaves the devices out; its own language tells them.
-    told = nft_rules.devices_in(process.run(_NFT_NETDEV, timeout_s=20, check=False).stdout)
+    told = nft_rules.devices_in(process.run(_NFT_CHAINS, timeout_s=20, check=False).stdout)
     return {**found, **{key: replace(found[key], devices=told.get(key, ())) for key in bare}}
 
 
