@@ -100,7 +100,7 @@ NATIVE = {
     "arp family": "table arp a { chain i { type filter hook input priority 0; policy drop; }; }",
     "netdev of the bridge": "table netdev n { chain i { type filter hook ingress device vmm-br0 priority 0;"
     " policy drop; }; }",
-    "inet chain of the link to the world": "table inet v { chain i { type filter hook ingress device up0 priority 0;"
+    "inet chain of the bridge": "table inet v { chain i { type filter hook ingress device vmm-br0 priority 0;"
     " policy drop; }; }",
     "nat with a policy": "table ip t { chain p { type nat hook prerouting priority -100; policy drop; }; }",
     "nat that drops a link": "table ip t { chain p { type nat hook prerouting priority -100; policy accept;"
@@ -136,7 +136,6 @@ def test_a_chain_of_nftables_that_drops_is_seen_by_all_and_the_command_that_mend
     assert clean.vmm("reconcile").stdout == "All is as it is remembered.\n"
 
 
-<<<<<<< HEAD
 def test_an_accept_of_everything_on_the_link_to_the_world_is_never_advised(clean: Host) -> None:
     clean.run("nft", "table netdev n { chain i { type filter hook ingress device up0 priority 0; policy drop; }; }")
     try:
@@ -145,7 +144,8 @@ def test_an_accept_of_everything_on_the_link_to_the_world_is_never_advised(clean
         assert row["fix"] == "sudo nft -a list chain netdev n i  # and let the machines' answers pass"
     finally:
         clean.run("nft", "delete table netdev n")
-=======
+
+
 def test_the_mangle_table_of_iptables_is_before_the_marks_and_its_command_mends_it(clean: Host) -> None:
     clean.run("iptables", "-t", "mangle", "-P", "FORWARD", "DROP")
     assert not reaches_the_world(clean)
@@ -155,7 +155,6 @@ def test_the_mangle_table_of_iptables_is_before_the_marks_and_its_command_mends_
         clean.run(*shlex.split(command.removeprefix("sudo ")))
     assert check(clean, "forward policy")["status"] == "ok"
     assert reaches_the_world(clean)
->>>>>>> e7b792ca76f72ccb77fd8856c1d773e35c70991e
 
 
 def test_ufw_enabled_later_is_seen_and_mended(clean: Host, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ _NFT_TERSE = ("nft", "-j", "-t", "list", "ruleset")
 # Chains in its own language, which tells their links.
 _NFT_CHAINS = ("nft", "list", "chains")
 _KINDS = ("filter", "route", "nat")
+_FAMILIES = ("ip", "inet", "bridge", "netdev", "arp")
 _AT_A_DEVICE = ("ingress", "egress")
 # iptables' two variants; each has rules that the other does not show.
 _VARIANTS = ("iptables-nft", "iptables-legacy")
@@ -138,13 +139,7 @@ class Others(Value):
         return found
 
     def _troubles_in(self, tool: str, chains: Chains, chain: Chain) -> Iterator[Trouble]:
-        if chain.kind not in ("filter", "route", "nat") or chain.family not in (
-            "ip",
-            "inet",
-            "bridge",
-            "netdev",
-            "arp",
-        ):
+        if chain.kind not in _KINDS or chain.family not in _FAMILIES:
             return
         for way in self._ways(chain):
             if chain.kind == "nat" and way.packet.get("ct state") == "established":
@@ -249,11 +244,7 @@ class Others(Value):
                 iptables=(),
             )
             for link in links[:1]
-<<<<<<< HEAD
-            for hook, key in (("ingress", "iifname"), ("egress", "oifname"))
-=======
-            for hook in _AT_A_DEVICE
->>>>>>> e7b792ca76f72ccb77fd8856c1d773e35c70991e
+            for hook, key in zip(_AT_A_DEVICE, ("iifname", "oifname"), strict=True)
         ]
 
     def _packet(
