@@ -126,7 +126,7 @@ def test_a_chain_of_nftables_that_drops_is_seen_by_all_and_the_command_that_mend
     assert row["fix"].removeprefix("sudo ") in started
     mended = clean.vmm("reconcile", check=False)
     assert mended.returncode == 1
-    assert row["fix"] in mended.stdout
+    assert row["fix"].replace("sudo ", "") in mended.stdout
     for command in row["fix"].split("; "):
         clean.run(*shlex.split(command.removeprefix("sudo ")))
     assert check(clean, "forward policy") == {**row, "status": "ok", "fix": None,
