@@ -48,6 +48,8 @@ _SILENT = re.compile(r"^=== vmm: \S+ is reset: (.*) ===$")
 _OFF = re.compile(r"reboot: (?:Power down|(?:Power off not available: )?System halted(?: instead)?)$")
 _REBOOT = re.compile(r"reboot: (?:Restarting system(?: with command '.*')?|machine restart)$")
 _PANIC = re.compile(r"(?:^|\] )Kernel panic - not syncing.*$")
+# What a kernel says when it has panicked and stands: it was not to reboot (kernel.panic=0), or could not.
+_PANIC_STANDS = re.compile(r"(?:^|\] )---\[ end Kernel panic - not syncing.*$")
 # What a kernel says of its end and we do not know is looked for when it is imported: see `images/kernel_words.py`.
 _LINE_LETTERS = 300
 
@@ -80,8 +82,9 @@ def is_off(words: str) -> bool:
 
 
 def is_over(words: str) -> bool:
-    """Whether the very last line is a kernel's last: a guest that could not reboot its machine stands as well."""
-    return is_off(words) or says_reboot(words.strip().rpartition("\n")[2].strip())
+    """Whether the very last line is a kernel's last: one that could not reboot its machine, or panicked, stands."""
+    last = words.strip().rpartition("\n")[2].strip()
+    return is_off(words) or says_reboot(last) or _PANIC_STANDS.search(last) is not None
 
 
 def says_off(line: str) -> bool:
@@ -104,7 +107,12 @@ def boot_notes(words: str) -> tuple[str, ...]:
 
 
 def _panic(lines: list[str]) -> LastWord | None:
-    return _last(lines, lambda line: LastWord(ending=Ending.PANICKED, line=line) if _PANIC.search(line) else None)
+    for words in (_PANIC, _PANIC_STANDS):
+        # The first says it best, and may lie further back than the end of the console that is looked at.
+        for line in reversed(lines):
+            if words.search(line):
+                return LastWord(ending=Ending.PANICKED, line=line)
+    return None
 
 
 def _silence(lines: list[str]) -> LastWord | None:

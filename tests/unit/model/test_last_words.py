@@ -73,3 +73,19 @@ def test_a_guest_is_over_when_its_kernel_has_said_its_last() -> None:
     assert is_over(END)
     assert is_over("[1.0] reboot: System halted\r\n")
     assert not is_over(END + "login: ")
+    assert not is_over("[1.0] Kernel panic - not syncing: x\n[1.0] Rebooting in 1 seconds..\n")
+
+
+STANDS = "[    3.1] ---[ end Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100 ]---\n"
+
+
+@pytest.mark.parametrize(
+    "before", ["", "[    2.9] Kernel panic - not syncing: Attempted to kill init!\n[    3.0] Call Trace:\n"]
+)
+def test_a_panic_that_does_not_reboot_is_an_end_too(before: str) -> None:
+    """An image's sysctl may say kernel.panic=0: the machine was listed as running for ever."""
+    assert is_over(before + STANDS)
+    found = last_word(before + STANDS)
+    assert found is not None
+    assert found.ending is Ending.PANICKED
+    assert found.line == (before.partition("\n")[0] or STANDS.strip())
