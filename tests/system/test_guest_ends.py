@@ -18,6 +18,7 @@ pytestmark = pytest.mark.system
 
 NO_POWER_OFF = b"[    9.000000] reboot: Power off not available: System halted instead\n"
 STAGE_1 = b"vmm: stage-1 FAILED: no disk /dev/vda\n" + tiny_kernel.REBOOTED
+PANIC_STANDS = b"[    9.1] ---[ end Kernel panic - not syncing: Attempted to kill init! ]---\n"
 QEMU = tuple("qemu" if word == "firecracker" else word for word in SMALL)
 # A boot that says nothing and does nothing is reset after a minute.
 _RESET_S = 150
@@ -33,6 +34,7 @@ def stocked(shared_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Host
         ("hook", build(Then.RESET, b"vmm: the guest halts\n" + tiny_kernel.REBOOTED)),
         ("unbootable", build(Then.RESET, STAGE_1)),
         ("rebooting", build(Then.RESET, tiny_kernel.REBOOTED)),
+        ("stands", build(Then.HALT, b"[    9.0] Kernel panic - not syncing: Attempted to kill init!\n" + PANIC_STANDS)),
     ):
         add_kernel(shared_host, directory, name, content)
     # One that boots through stage-1, and so owes a word, and hangs before that.
@@ -72,6 +74,15 @@ def test_an_end_is_told_in_the_words_of_every_age_on_every_engine(
     shown = lab.machine("m")
     assert (shown["state"], shown["reason"], shown["pid"], shown["wanted"]) == ("stopped", reason, None, False)
     assert not any("sockets/m.sock" in line or shown["id"] in line for line in lab.processes())
+
+
+@pytest.mark.fault(46)
+def test_a_panic_that_does_not_reboot_is_a_failure_and_not_a_machine_that_runs(lab: Host) -> None:
+    """As with an image whose sysctl says kernel.panic=0."""
+    lab.vmm("create", "m", *SMALL, "--kernel", "stands")
+    lab.vmm("start", "m", "--wait", "none")
+    wait_for(lambda: lab.machine("m")["state"] == "failed", what=str(lab.events("m")))
+    assert "Kernel panic - not syncing: Attempted to kill init!" in lab.machine("m")["reason"]
 
 
 @pytest.mark.fault(46)
