@@ -73,7 +73,7 @@ def lives(shared_host: Host, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def _live(host: Host, name: str, life: Life) -> None:
     for number in range(LIVES.get(name, 1)):
         began = time.monotonic()
-        done = host.vmm("start", name, "--wait", "ssh", "--timeout", "300", check=False, timeout=400)
+        done = host.vmm("start", name, "--wait", "ssh", "--timeout", "600", check=False, timeout=700)
         life.started = done.stdout + done.stderr
         life.seconds = time.monotonic() - began
         if done.returncode != 0:
@@ -87,7 +87,7 @@ def _live(host: Host, name: str, life: Life) -> None:
             life.kept = _ask(host, name, "cat /root/written").splitlines()
         # Just before the stop: what an init that does not unmount would lose.
         _ask(host, name, f"echo {number} >>/root/written")
-        life.stops.append(host.vmm("stop", name, "--timeout", "120", timeout=200).stdout)
+        life.stops.append(host.vmm("stop", name, "--timeout", "300", timeout=400).stdout)
 
 
 def _settle(host: Host, name: str) -> None:
