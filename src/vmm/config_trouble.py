@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
-import shlex
 
 from vmm import TYPE_CHECKING
 from vmm.errors import ConfigError
@@ -45,6 +43,10 @@ def _refuse_bombs(text: str) -> None:
     """Raise ValueError for what is no configuration of vmm's, and would keep every command from its work."""
     if len(text) > MOST_BYTES:
         raise ValueError(f"It holds more than {MOST_BYTES} bytes.")
+    if all(line.count(".") <= _MOST_DOTS for line in text.split("\n")):
+        return
+    import re
+
     plain = re.sub(_QUOTED, lambda found: "\n" * found[0].count("\n"), text)
     for number, line in enumerate(plain.split("\n"), 1):
         if line.count(".") > _MOST_DOTS:
@@ -87,6 +89,8 @@ def _unopened(path: Path, error: OSError, *, named: bool) -> ConfigError:
         # No plain file: nothing that should be moved.
         mend = "Name a file with --config or VMM_CONFIG, or leave it out: without one the built-in values hold."
     elif isinstance(error, PermissionError) and mend.startswith("Run the command as root"):
+        import shlex
+
         where = shlex.quote(str(path))
         mend = f"Run the command as root: sudo vmm ...; or let this user read it (who may: namei -l {where})."
     return ConfigError(f"The configuration file {path} cannot be read.", details=str(error), resolution=mend)
@@ -94,6 +98,8 @@ def _unopened(path: Path, error: OSError, *, named: bool) -> ConfigError:
 
 def _unreadable(path: Path, why: str) -> ConfigError:
     """Return the error for content that only an editor mends."""
+    import shlex
+
     where, aside = shlex.quote(str(path)), shlex.quote(f"{path}.old")
     return ConfigError(
         f"The configuration file {path} cannot be read.",

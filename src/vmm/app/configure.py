@@ -24,8 +24,7 @@ _HEAD = "# The configuration of vmm on this host. Keys: vmm config show; change 
 
 def make_directories(paths: Paths) -> None:
     """Make the data directory and what lies in it; what is there stays."""
-    if os.geteuid() == 0:
-        files.refuse_unsafe(paths.data_dir)
+    files.refuse_unsafe(paths.data_dir)
     for directory in (paths.data_dir, paths.config.parent, paths.machines, paths.kernels, paths.images, paths.logs):
         files.make_dir(directory)
     for directory in (paths.sockets, paths.ssh, paths.staging):
@@ -50,7 +49,7 @@ def initialise(*, data_dir: Path | None = None, config_file: Path | None = None)
         ConfigError: there is one, and it cannot be used; it stays as it is.
     """
     path = config_trouble.whole(config_file or configuration.file_of(data_dir=data_dir), what="the configuration file")
-    if os.geteuid() == 0 and config_file is None:
+    if config_file is None:
         files.refuse_unsafe(path.parent)
     made = make_file(path)
     make_directories(configuration.load(read=read_bytes, data_dir=data_dir, file=config_file).paths)

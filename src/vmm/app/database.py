@@ -304,7 +304,7 @@ def _disks(site: HostSite, machines: Sequence[Machine]) -> Check:
 def _real_mib(site: HostSite, machine: Machine) -> int:
     """Return the size of a disk's file, 0 where that cannot be seen."""
     with contextlib.suppress(OSError):
-        return -(-site.files.disk(machine.name).stat().st_size // (1024 * 1024))
+        return site.files.disk_mib(machine.name)
     return 0
 
 

@@ -18,8 +18,6 @@ _LACKS = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EPERM, errno.EACCES, errno.EIO, errno.ENOSPC,
      errno.EDQUOT, errno.EROFS, errno.ENOLCK, errno.EFBIG)
 )  # fmt: skip
-# What it says of a path where something else lies than belongs there.
-_MISNAMED = frozenset((errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ESTALE))
 # Of what proves an error no more than a screen's worth is shown.
 _MOST_LETTERS = 4000
 
@@ -64,20 +62,22 @@ def lost(error: OutputLostError) -> int:
 def is_the_hosts(error: Exception) -> bool:
     """Whether an error says that this host lacks memory, files, threads or rights, wherever it came up."""
     if isinstance(error, OSError):
-        return error.errno in _LACKS or error.errno in _MISNAMED
+        from vmm.remedy import MISNAMED
+
+        return error.errno in _LACKS or error.errno in MISNAMED
     return isinstance(error, MemoryError) or "start new thread" in str(error)
 
 
 def lacking(error: Exception) -> HostError:
     """Return the error for what `is_the_hosts`."""
-    from vmm.remedy import named, remedy
+    from vmm.remedy import MISNAMED, RIGHTS, named, remedy
 
     if not isinstance(error, OSError):
         error = OSError(errno.ENOMEM, "There is not enough memory." if isinstance(error, MemoryError) else str(error))
     brief = "The host does not give this command what it needs."
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if error.errno in RIGHTS:
         brief = "The host does not allow this."
-    elif named(error) and (error.errno in _MISNAMED or error.errno == errno.EFBIG):
+    elif named(error) and (error.errno in MISNAMED or error.errno == errno.EFBIG):
         brief = f"What lies at {named(error)} does not belong there."
     return HostError(brief, details=str(error), resolution=remedy(error))
 

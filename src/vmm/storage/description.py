@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 from vmm import TYPE_CHECKING
 from vmm.errors import VmmError
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from vmm.model.network import PortForward
 
 FILE = "machine.json"
-_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def text_of(machine: Machine, forwards: Sequence[PortForward]) -> str:
@@ -70,4 +68,4 @@ def identity(directory: Path) -> str | None:
         machine_id, name = facts["id"], facts["name"]
     except (OSError, VmmError, ValueError, RecursionError, TypeError, KeyError):
         return None
-    return machine_id if name == directory.name and isinstance(machine_id, str) and _ID.fullmatch(machine_id) else None
+    return machine_id if name == directory.name and isinstance(machine_id, str) else None

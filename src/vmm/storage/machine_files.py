@@ -55,8 +55,7 @@ class MachineDirectories(Value):
     def make(self, machine: Machine, image: Image) -> None:
         """Make the directory with its disk and host key. The disk is made last: its name says that all is there."""
         name = machine.name
-        if os.geteuid() == 0:
-            files.refuse_unsafe(self.paths.data_dir)
+        files.refuse_unsafe(self.paths.data_dir)
         # Every user may list machines and read their known_hosts; the disk and the keys in it are root's.
         files.make_dir(self.paths.machines)
         directory = files.make_dir(self._directory(name))
@@ -83,13 +82,17 @@ class MachineDirectories(Value):
     def is_made(self, name: str) -> bool:
         return self.disk(name).exists()
 
+    def disk_mib(self, name: str) -> int:
+        """Return the size of the disk's file in MiB, rounded up. Raises OSError where it cannot be seen."""
+        return -(-self.disk(name).stat().st_size // (1024 * 1024))
+
     def grow(self, name: str, disk_mib: int) -> None:
         """Make the disk larger; what grows the file system in it is the guest, at its next boot.
 
         A database that was put back may know it as smaller than it is: what counts is the file.
         """
         try:
-            there_mib = -(-self.disk(name).stat().st_size // (1024 * 1024))
+            there_mib = self.disk_mib(name)
             if there_mib > disk_mib:
                 raise UsageError(
                     f"The disk of {name!r} cannot shrink to {disk_mib} MiB.",
@@ -111,8 +114,7 @@ class MachineDirectories(Value):
 
     def prepare_boot(self, machine: Machine, kernel: Kernel, resolvers: Sequence[str]) -> Path | None:
         """Make what an engine needs to find: the directories of sockets and logs, and the initrd."""
-        if os.geteuid() == 0:
-            files.refuse_unsafe(self.paths.data_dir)
+        files.refuse_unsafe(self.paths.data_dir)
         group = self.socket_group()
         files.make_dir(self.paths.sockets, mode=0o700 if group is None else 0o710)
         if group is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shlex
 import sqlite3
 
 from vmm import TYPE_CHECKING
@@ -14,11 +13,6 @@ from vmm.errors import StateError
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
-
-# What is said of what lies at a path, or of who may have it; anything else is the host's.
-_OF_ITS_PATH = (
-    errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO,
-)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -34,7 +28,10 @@ def told(path: Path, *, busy_s: float) -> Generator[None]:
         # What SQLite quotes of a damaged page need not be text, and then Python cannot read even the message.
         raise damaged(path, error.object.decode(errors="replace")) from error
     except OSError as error:
-        if error.errno not in _OF_ITS_PATH:
+        from vmm.remedy import MISNAMED, RIGHTS
+
+        # Of what lies at its path, or of who may have it; anything else is the host's.
+        if error.errno not in MISNAMED | RIGHTS:
             raise
         raise _unopened(path, error) from error
 
@@ -48,6 +45,8 @@ def damaged(path: Path, details: str) -> StateError:
 
 
 def unreadable(path: Path, why: str) -> StateError:
+    import shlex
+
     at = shlex.quote(str(path))
     return StateError(
         f"The database {path} cannot be read, and was not backed up.",
