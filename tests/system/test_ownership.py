@@ -173,7 +173,7 @@ def test_a_bridge_that_vmm_did_not_make_is_neither_taken_nor_deleted(first: Host
         for arguments in (["start", "a"], ["setup", "--no-kernel", "--no-image"]):
             said = first.fails(*arguments)
             assert "lan0 is not vmm's" in said
-            assert "bridge_name vmm-br0" in said
+            assert "config set bridge_name vmm-br0" in said
         first.vmm("reconcile", check=False)
         assert "lan0 is not vmm's" in first.vmm("teardown").stderr
         assert (everything(first), first.run("ip", "-4", "address", "show", "dev", "lan0").stdout) == before

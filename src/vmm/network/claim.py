@@ -102,7 +102,7 @@ def _refuse_unless_before(bridge: Link, subnet: Subnet, found: Sequence[Link]) -
 
 def _free_name(found: Sequence[Link]) -> str:
     taken = {link.name for link in found}
-    return next(name for number in range(1, len(taken) + 2) if (name := f"vmm-br{number}") not in taken)
+    return next(name for number in range(len(taken) + 1) if (name := f"vmm-br{number}") not in taken)
 
 
 def refuse_moved(owner: Owner, name: str, subnet: Subnet, found: Sequence[Link]) -> None:

@@ -187,6 +187,8 @@ def _remedy(error: OSError) -> str:
         return "This root may not change the network, as in a container: run vmm on the host, or give it CAP_NET_ADMIN."
     if error.errno in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENODEV, errno.ENOENT):
         return "The kernel lacks the device, or the module for it: ip link; sudo modprobe -a bridge tun; sudo dmesg"
+    if error.errno in (errno.ENOTTY, errno.ENXIO):
+        return "What lies there is not the kernel's device for taps: ls -l /dev/net/tun; sudo modprobe tun; vmm doctor"
     if denied or error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN):
         from vmm.remedy import remedy
 
