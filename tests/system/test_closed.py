@@ -101,6 +101,16 @@ def test_what_closes_without_the_firewall_stands_again_whoever_took_it_away(pair
             "ip rule add pref 0 lookup local; ip rule del pref 0 lookup local proto kernel; ip rule del pref 0 iif vmm-br0",
         ],
         ["tc", "qdisc", "del", "dev", pair.one.lease.tap, "clsact"],
+        # Every rule stands, and none is asked; or stands where nothing passes.
+        *(["nft", f"add table {family} vmm {{ flags dormant; }}"] for family in ("ip", "bridge", "ip6")),
+        ["nft", "add chain ip vmm input { policy drop; }"],
+        ["nft", "add chain ip vmm mine { type filter hook forward priority 0; policy drop; }"],
+        [
+            "sh",
+            "-ec",
+            "nft -s list table bridge vmm | sed 's/hook prerouting priority [-a-z0-9]*/hook output priority 0/' >/tmp/vmm-moved;"
+            " (echo delete table bridge vmm; cat /tmp/vmm-moved) | nft -f -; rm /tmp/vmm-moved",
+        ],
     ):
         pair.host.run(*argv)
         assert network.differences(held) != [], argv

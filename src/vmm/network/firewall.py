@@ -96,7 +96,8 @@ class Firewall(Value):
                     key = (forward.protocol.value, forward.host_address, str(forward.host_port))
                     wanted["ip", "ports_at"].add((*key, *target))
         text = self._tables()
-        return inspection.differences(wanted, tables.rule_counts(text), inspection.rules_of(text))
+        counts, heads = tables.rule_counts(text), tables.heads(text)
+        return inspection.differences(wanted, counts, heads, inspection.rules_of(text))
 
     def _tables(self) -> str:
         return tables.rendered(

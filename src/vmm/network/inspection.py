@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
+    from vmm.network.tables import Head
+
 # (family, set or map) -> its elements, each as its parts in nft's order.
 Elements = dict[tuple[str, str], set[tuple[str, ...]]]
 # (family, chain) -> its rules in their order, each as nft's JSON has it.
 Rules = dict[tuple[str, str], list["Any"]]
+# (family, chain) -> where it hangs; None where nothing but a jump leads to it.
+Heads = dict[tuple[str, str], "Head | None"]
 
 
 def rules_of(tables: str) -> Rules | None:
@@ -30,10 +34,12 @@ def rules_of(tables: str) -> Rules | None:
     return _rules(entry["add"] for entry in json.loads(echo.stdout)["nftables"] if "add" in entry)
 
 
-def differences(wanted: Elements, counts: Mapping[tuple[str, str], int], rules: Rules | None = None) -> list[str]:
+def differences(
+    wanted: Elements, counts: Mapping[tuple[str, str], int], heads: Heads, rules: Rules | None = None
+) -> list[str]:
     """Return what of the tables is not as it should be, a sentence each.
 
-    `counts` are those of the rules by (family, chain); `rules` themselves may not be known.
+    `counts` are those of the rules by (family, chain), `heads` where the chains hang; `rules` may not be known.
     """
     found: list[str] = []
     for family in dict.fromkeys(family for family, _ in counts):
@@ -43,6 +49,7 @@ def differences(wanted: Elements, counts: Mapping[tuple[str, str], int], rules: 
             continue
         entries = json.loads(listing)["nftables"]
         has, standing = _elements(family, entries), _rules(entries)
+        found += _misplaced(family, {key: head for key, head in heads.items() if key[0] == family}, entries)
         for key, count in counts.items():
             there = standing.get(key, [])
             if key[0] == family and len(there) != count:
@@ -55,6 +62,32 @@ def differences(wanted: Elements, counts: Mapping[tuple[str, str], int], rules: 
             found += [f"{_words(element)} was not in {key[1]}" for element in sorted(elements - has.get(key, set()))]
             found += [f"{_words(element)} was left in {key[1]}" for element in sorted(has.get(key, set()) - elements)]
     return found
+
+
+def _misplaced(family: str, heads: Heads, entries: Iterable[Any]) -> list[str]:
+    """Say what keeps the rules from being asked, though they stand: a table asleep, a chain that hangs elsewhere."""
+    found: list[str] = []
+    there: Heads = {}
+    for entry in entries:
+        match entry:
+            # nft 1.0.6 writes the table's name for the flag's. One of vmm's has none.
+            case {"table": {"flags": _}}:
+                found.append(f"the table {family} vmm was switched off")
+            case {"chain": {"name": str(name), **place}}:
+                there[family, name] = _head(place)
+            case _:
+                pass
+    for key in sorted(heads.keys() & there.keys()):
+        if there[key] != heads[key]:
+            found.append(f"the chain {key[1]} of {family} vmm hung elsewhere, or had another policy")
+    strangers = sorted(name for _, name in there.keys() - heads.keys())
+    return found + [f"the chain {name} of {family} vmm was not vmm's" for name in strangers]
+
+
+def _head(place: Mapping[str, Any]) -> Head | None:
+    if "hook" not in place:
+        return None
+    return (str(place.get("type")), str(place["hook"]), int(place.get("prio", 0)), str(place.get("policy")))
 
 
 def _rules(entries: Iterable[Any]) -> Rules:

@@ -32,6 +32,13 @@ METADATA = (
 )
 
 _STAMP = "is_this"
+# What a chain of its own hook is: its type, hook, priority and policy, as nft's JSON has them.
+Head = tuple[str, str, int, str]
+_HEAD = re.compile(
+    r"type (?P<type>\w+) hook (?P<hook>\w+) priority (?P<name>[a-z]*) ?(?P<sign>[-+]?) ?(?P<offset>\d*);"
+    r" policy (?P<policy>\w+);"
+)
+_PRIORITIES = {"dstnat": -100, "srcnat": 100, "filter": 0}  # man nft, of the families ip and ip6
 _DNS = "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53"
 
 _TABLES = """
@@ -237,3 +244,25 @@ def rule_counts(tables: str) -> dict[tuple[str, str], int]:
         elif chain and words and words[0] not in ("type", "#"):
             counts[family, chain] += 1
     return counts
+
+
+def heads(tables: str) -> dict[tuple[str, str], Head | None]:
+    """Return where each chain hangs, by (family, chain), as `rendered` gave it; None for one that others jump to."""
+    found: dict[tuple[str, str], Head | None] = {}
+    family = chain = ""
+    for line in tables.splitlines():
+        words = line.split()
+        if words[:1] == ["table"]:
+            family = words[1]
+        elif words[:1] == ["chain"]:
+            chain = words[1]
+            found[family, chain] = None
+        elif head := _HEAD.fullmatch(line.strip()):
+            name, sign, offset = head["name"], head["sign"], int(head["offset"] or 0)
+            found[family, chain] = (
+                head["type"],
+                head["hook"],
+                _PRIORITIES.get(name, 0) + (-offset if sign == "-" else offset),
+                head["policy"],
+            )
+    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from machines import a_plan
 
+from vmm.engines import emulation
 from vmm.engines.choice import KvmReport, kvm_report, pick
 from vmm.engines.firecracker import api, releases
 from vmm.engines.firecracker.configuration import configuration
@@ -287,3 +288,10 @@ def test_kvm_without_vmx_or_svm_cannot_run_guests(tmp_path: Path, flags: str, ab
 def test_known_holes(version: str, holes: list[str]) -> None:
     assert [hole.name for hole in releases.known_holes(version)] == holes
     assert releases.parse(f"Firecracker v{version}") == tuple(map(int, version.split(".")))
+
+
+@pytest.mark.parametrize(("name", "words"), [("QEMU TCG CPU version 2.5+", " clearcpuid=141"), ("AMD EPYC", "")])
+def test_a_guest_on_an_emulated_cpu_leaves_its_cmpxchg16b_alone(tmp_path: Path, name: str, words: str) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: {name}\n")
+    assert emulation.words_of_host(cpuinfo) == words

@@ -204,16 +204,46 @@ def test_a_rule_that_someone_added(kernel: dict[str, str]) -> None:
 
 
 @pytest.mark.fault(29)
+@pytest.mark.parametrize(
+    ("was", "became", "told"),
+    [
+        ('"name": "vmm", "handle": 3}', '"name": "vmm", "handle": 3, "flags": "dormant"}', "the table ip vmm was switched off"),
+        ('"prio": -50,', '"prio": 50,', "the chain guard of ip vmm hung elsewhere, or had another policy"),
+        (
+            '"hook": "input", "prio": 0, "policy": "accept"',
+            '"hook": "input", "prio": 0, "policy": "drop"',
+            "the chain input of ip vmm hung elsewhere, or had another policy",
+        ),
+        (
+            '"name": "vetted", "handle": 9}',
+            '"name": "vetted", "handle": 9, "type": "filter", "hook": "input", "prio": 1, "policy": "accept"}',
+            "the chain vetted of ip vmm hung elsewhere, or had another policy",
+        ),
+        ('"name": "machines", ', '"name": "machines", "comment": "x", ', ""),
+    ],
+)  # fmt: skip
+def test_rules_that_stand_and_are_not_asked(kernel: dict[str, str], was: str, became: str, told: str) -> None:
+    assert was in kernel["ip"]
+    kernel["ip"] = kernel["ip"].replace(was, became)
+    assert WALL.differences(ATTACHED) == [told] * bool(told)
+
+
+def test_a_chain_that_someone_put_into_vmms_table(kernel: dict[str, str]) -> None:
+    kernel["ip"] = account(IP + '{"chain": {"family": "ip", "table": "vmm", "name": "mine", "handle": 99}}')
+    assert WALL.differences(ATTACHED) == ["the chain mine of ip vmm was not vmm's"]
+
+
 @pytest.mark.fault(29)
 def test_a_rule_that_someone_replaced(kernel: dict[str, str]) -> None:
     """As many as there should be, and one of them lets pass what the other dropped."""
     standing = inspection._rules(entry for said in kernel.values() for entry in json.loads(said)["nftables"])
-    counts = tables.rule_counts(WALL._tables())
-    assert inspection.differences({}, counts, standing) == []
+    text = WALL._tables()
+    counts, heads = tables.rule_counts(text), tables.heads(text)
+    assert inspection.differences({}, counts, heads, standing) == []
     kernel["ip"] = kernel["ip"].replace('"handle": 60}', '"handle": 60, "expr": [{"accept": null}]}')
-    assert inspection.differences({}, counts, standing) == ["the chain forward of ip vmm had other rules"]
+    assert inspection.differences({}, counts, heads, standing) == ["the chain forward of ip vmm had other rules"]
     # Where nobody can say what they should be, they are counted.
-    assert inspection.differences({}, counts, None) == []
+    assert inspection.differences({}, counts, heads, None) == []
 
 
 @pytest.mark.fault(29)
@@ -225,9 +255,9 @@ def test_rules_in_another_order_are_other_rules(kernel: dict[str, str]) -> None:
     standing = inspection._rules(json.loads(account_of("accept", "drop"))["nftables"])
     counts = {("bridge", "input"): 2}
     kernel["bridge"] = account_of("accept", "drop")
-    assert inspection.differences({}, counts, standing) == []
+    assert inspection.differences({}, counts, {}, standing) == []
     kernel["bridge"] = account_of("drop", "accept")
-    assert inspection.differences({}, counts, standing) == ["the chain input of bridge vmm had other rules"]
+    assert inspection.differences({}, counts, {}, standing) == ["the chain input of bridge vmm had other rules"]
 
 
 @pytest.mark.fault(40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmm import TYPE_CHECKING
+from vmm.engines import emulation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 def configuration(plan: BootPlan, *, kernel: str, initrd: str | None, disks: Sequence[str]) -> dict[str, object]:
     """Return Firecracker's own description of a machine (its API's types, in one file), with paths as it sees them."""
-    boot: dict[str, object] = {"kernel_image_path": kernel, "boot_args": plan.command_line}
+    boot: dict[str, object] = {"kernel_image_path": kernel, "boot_args": plan.command_line + emulation.words_of_host()}
     if initrd is not None:
         boot["initrd_path"] = initrd
     return {

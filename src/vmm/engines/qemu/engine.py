@@ -7,7 +7,7 @@ import platform
 import re
 from pathlib import Path
 
-from vmm.engines import launch
+from vmm.engines import emulation, launch
 from vmm.errors import EngineError
 from vmm.host import process
 from vmm.model.engine import BootPlan, Disk, EngineFeatures, EngineStatus
@@ -26,7 +26,6 @@ _DEFAULT_TSC_HZ = 2_000_000_000
 # A kernel measures that at its boot within 100 ms; where the host lets it stand meanwhile, the result is wrong, and all
 # its timers come late or early for good (seen: every sleep many times too long). Stage-1 compares, and boots again.
 _LAPIC_MULT = 2**32 // 16
-_CX16 = 4 * 32 + 13  # X86_FEATURE_CX16: linux/arch/x86/include/asm/cpufeatures.h
 # Without elevateprivileges=deny, which forbids qemu to give root up by -runas (seccomp kills it); once it has, the
 # filter's no_new_privs keeps it from becoming root again.
 _SANDBOX = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
@@ -165,7 +164,7 @@ def _machine(*, kvm: bool) -> tuple[list[str], list[str], str]:
         return ["-M", f"virt,accel={accelerator}"], ["-cpu", "host" if kvm else "max"], ""
     if kvm:
         # KVM has a PIC and a PIT of its own; pic=on would only add one in qemu that nothing asks (hw/i386/microvm.c).
-        return ["-M", "microvm,accel=kvm,pit=on,pic=off,rtc=on"], ["-cpu", "host"], ""
+        return ["-M", "microvm,accel=kvm,pit=on,pic=off,rtc=on"], ["-cpu", "host"], emulation.words_of_host()
     # Without a known TSC frequency the kernel hangs in its calibration under TCG; it must be near the host's real
     # one, or the guest's clock runs fast or slow.
     hertz = tsc_hz(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
@@ -176,10 +175,7 @@ def _machine(*, kvm: bool) -> tuple[list[str], list[str], str]:
         ["-cpu", f"max,tsc-frequency={hertz}"],
         # reliable: the kernel checks the TSC against its tick, which comes late or not at all on a busy host. It then
         # gave up the TSC and counted ticks (measured with load: clocks 11 s behind at login, 22 s more in a minute).
-        # clearcpuid: the kernel leaves cmpxchg16b alone (programs may use it). Behind that, qemu before 9.1 takes data
-        # for flags where the next write faults: with 7.2, 6 of 12 boots of Linux 6.12, whose allocator lives on it,
-        # panicked, and none of 16 so.
-        f" tsc_early_khz={hertz // 1000} tsc=reliable clearcpuid={_CX16} vmm.lapic_mult={_LAPIC_MULT}",
+        f" tsc_early_khz={hertz // 1000} tsc=reliable {emulation.WORDS} vmm.lapic_mult={_LAPIC_MULT}",
     )
 
 
