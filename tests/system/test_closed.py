@@ -84,6 +84,13 @@ def test_whatever_is_flushed_nothing_is_open_and_no_process_is_needed(pair: Pair
     assert pair.reaches_gateway(2)
 
 
+# The bridge's rules, hung where nothing of a machine passes.
+MOVED = r"""
+elsewhere=$(nft -s list table bridge vmm | sed "s/hook prerouting priority [-a-z0-9]*/hook output priority 0/")
+printf "delete table bridge vmm\n%s\n" "$elsewhere" | nft -f -
+"""
+
+
 @pytest.mark.fault(41)
 def test_what_closes_without_the_firewall_stands_again_whoever_took_it_away(pair: Pair) -> None:
     """Routing rules and the tap's filter: each is missed, and made anew; the host's own rules stay as they are."""
@@ -105,12 +112,7 @@ def test_what_closes_without_the_firewall_stands_again_whoever_took_it_away(pair
         *(["nft", f"add table {family} vmm {{ flags dormant; }}"] for family in ("ip", "bridge", "ip6")),
         ["nft", "add chain ip vmm input { policy drop; }"],
         ["nft", "add chain ip vmm mine { type filter hook forward priority 0; policy drop; }"],
-        [
-            "sh",
-            "-ec",
-            "nft -s list table bridge vmm | sed 's/hook prerouting priority [-a-z0-9]*/hook output priority 0/' >/tmp/vmm-moved;"
-            " (echo delete table bridge vmm; cat /tmp/vmm-moved) | nft -f -; rm /tmp/vmm-moved",
-        ],
+        ["sh", "-ec", MOVED],
     ):
         pair.host.run(*argv)
         assert network.differences(held) != [], argv

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hosts import LIBRARY, SMALL, Host, is_running, wait_for
+from hosts import LIBRARY, SMALL, Host, is_running, sh, wait_for
 
 from conftest import add_tiny
 
@@ -150,7 +150,31 @@ def test_machines_of_a_data_directory_that_is_gone_keep_their_network(first: Hos
 
 
 @pytest.mark.fault(45)
-def test_a_copy_of_a_data_directory_is_not_the_vmm_it_was_copied_from(first: Host, runs: int, tmp_path: Path) -> None:
+def test_a_copy_of_a_data_directory_stops_nothing_of_the_one_it_was_copied_from(
+    first: Host, runs: int, tmp_path: Path
+) -> None:
+    """Ids, units, engines are the same in both: nothing of it is acted on while the original is there."""
+    copy = replace(first, data_dir=tmp_path / "copy")
+    sh("cp", "-a", str(first.data_dir), str(copy.data_dir))
+    before = everything(first)
+    try:
+        for arguments in (["stop", "--force", "a"], ["delete", "--force", "a"], ["start", "a"], ["reconcile"], ["teardown"],
+                          ["set", "a", "--cpus", "2"], ["autostop"], ["autostart"], ["db", "restore", "--rebuild", "-f"]):  # fmt: skip
+            said = copy.fails(*arguments)
+            assert f"was copied from {first.data_dir}" in said, arguments
+            assert everything(first) == before
+        assert is_running(runs)
+        checks = {
+            check["name"]: check for check in json.loads(copy.vmm("doctor", "--output", "json", check=False).stdout)
+        }
+        assert str(first.data_dir) in checks["data directory"]["detail"]
+    finally:
+        wait_for(lambda: copy.processes() == [], what="the copy's supervisor to end")
+        shutil.rmtree(copy.data_dir)
+
+
+@pytest.mark.fault(45)
+def test_a_copied_id_is_not_the_vmm_it_was_copied_from(first: Host, runs: int, tmp_path: Path) -> None:
     with another(first, tmp_path) as second:
         shutil.copy2(first.data_dir / "state" / "id", second.data_dir / "state" / "id")
         before = everything(first)

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from vmm.storage.machine_files import MachineDirectories
     from vmm.storage.store import SqliteStore
 
-
 # Longer than any exec takes, and shorter than anyone notices.
 _EXEC_S = 0.02
 
@@ -64,11 +63,14 @@ def open_site(
 ) -> HostSite:
     """Return this host's vmm; `read_only` for commands that any user may give. `tell` is told what the user should."""
     config = load_config(data_dir=data_dir, config_file=config_file)
-    if not read_only and os.geteuid() == 0 and not config.paths.database.exists():
-        # In one that is in use machines can be stopped and deleted; what a create and a start make asks again.
+    if not read_only:
         from vmm.host import files
+        from vmm.network.ownership import refuse_copy
 
-        files.refuse_unsafe(config.paths.data_dir)
+        refuse_copy(config.paths.data_dir)
+        if os.geteuid() == 0 and not config.paths.database.exists():
+            # In one that is in use machines can be stopped and deleted; what a create and a start make asks again.
+            files.refuse_unsafe(config.paths.data_dir)
     return HostSite(config, read_only=read_only, tell=tell)
 
 

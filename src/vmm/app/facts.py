@@ -38,7 +38,7 @@ def _of_the_host(site: HostSite) -> tuple[Fact, ...]:
             name="data directory",
             question="Do jails work where the data directory lies: devices, programs, locks?",
             first=Moment.LOOK,  # a start that it breaks asks it then
-            ask=lambda: host.data_directory(site.config.paths.data_dir),
+            ask=lambda: _data_directory(site),
         ),
         Fact(
             name="kernel settings",
@@ -65,6 +65,18 @@ def _of_the_host(site: HostSite) -> tuple[Fact, ...]:
             ask=lambda: network.resolvers(site.defaults.dns),
         ),
     )
+
+
+def _data_directory(site: HostSite) -> Answer:
+    from vmm.host import facts as host
+    from vmm.network.ownership import original_of
+
+    path = site.config.paths.data_dir
+    original = original_of(path)
+    if original is None:
+        return host.data_directory(path)
+    what = f"{path} is a copy of {original}, which is there as well: the machines of both are the same"
+    return not_ok("data directory", what, f"use that one (--data-dir {original}), or move it away", fatal=True)
 
 
 def _of_links(site: HostSite) -> tuple[Fact, ...]:

@@ -77,9 +77,8 @@ def _misplaced(family: str, heads: Heads, entries: Iterable[Any]) -> list[str]:
                 there[family, name] = _head(place)
             case _:
                 pass
-    for key in sorted(heads.keys() & there.keys()):
-        if there[key] != heads[key]:
-            found.append(f"the chain {key[1]} of {family} vmm hung elsewhere, or had another policy")
+    moved = sorted(name for _, name in heads.keys() & there.keys() if there[family, name] != heads[family, name])
+    found += [f"the chain {name} of {family} vmm hung elsewhere, or had another policy" for name in moved]
     strangers = sorted(name for _, name in there.keys() - heads.keys())
     return found + [f"the chain {name} of {family} vmm was not vmm's" for name in strangers]
 

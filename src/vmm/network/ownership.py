@@ -13,7 +13,7 @@ from pathlib import Path
 from zlib import crc32
 
 from vmm import TYPE_CHECKING
-from vmm.errors import NetworkError
+from vmm.errors import ConflictError, HostError, NetworkError
 from vmm.host import files
 from vmm.model.value import Value
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _ID = r"[0-9a-f]{16}"
 _MARK = rf"vmm ({_ID}) (.*)"
-_ID_BYTES = 64
+_MOST_BYTES = 8192
 
 
 class Owner(Value):
@@ -62,11 +62,57 @@ def id_file(data_dir: Path) -> Path:
     return data_dir / "state" / "id"
 
 
+def place_file(data_dir: Path) -> Path:
+    return data_dir / "state" / "place"
+
+
+def original_of(data_dir: Path) -> Path | None:
+    """Return the data directory that this one was copied from, if it is there as well; None where there is none.
+
+    Machines of both have the same ids, and so the same engines, units and cgroups: what the one stops is the other's.
+    """
+    known = _read(place_file(data_dir))
+    if not known or known == os.fsencode(data_dir):
+        return None
+    original = Path(os.fsdecode(known))
+    # One that was moved is not at its old place any more, or by another name only.
+    if _is_same_file(original, data_dir) or _read(id_file(original)) != _read(id_file(data_dir)):
+        return None
+    return original
+
+
+def refuse_copy(data_dir: Path) -> None:
+    """Refuse a copy of a data directory that is there as well; else remember where this one lies.
+
+    Raises:
+        ConflictError: it is a copy. One that takes its original's place is none, once that is gone.
+    """
+    if not _read(id_file(data_dir)):
+        # Nothing was ever started from here.
+        return
+    original = original_of(data_dir)
+    if original is not None:
+        raise ConflictError(
+            "This data directory is a copy of another one, which is there as well.",
+            details=f"{data_dir} was copied from {original}: the machines of both are the same. Nothing was touched.",
+            resolution=f"Use that one (--data-dir {original}). Is this one to take its place? Then move that one away.",
+        )
+    if _read(place_file(data_dir)) != os.fsencode(data_dir):
+        _remember_place(data_dir)
+
+
+def _remember_place(data_dir: Path) -> None:
+    # Where it cannot be written, whatever is asked next says so.
+    with contextlib.suppress(HostError):
+        files.write_atomic(place_file(data_dir), os.fsencode(data_dir), mode=0o600)
+
+
 def owner_at(data_dir: Path, *, make: bool) -> Owner:
     """Return the owner that a data directory is; with `make` one that has no id yet is given one."""
     path = id_file(data_dir)
     found = _read_id(path)
     if not found and make:
+        _remember_place(data_dir)
         _make_id(path)
         found = _read_id(path)
     return Owner(id=found, place=data_dir)
@@ -120,15 +166,24 @@ def _read_id(path: Path) -> str:
     A data directory that is moved keeps its id; one that is copied gets another with the copy's inode.
     """
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            text = os.read(fd, _ID_BYTES).decode("ascii", errors="replace").strip()
-            inode = os.fstat(fd).st_ino
-        finally:
-            os.close(fd)
+        text = _read(path).decode("ascii", errors="replace").strip()
         if re.fullmatch(_ID, text):
-            return f"{int(text, 16) ^ crc32(str(inode).encode()):016x}"
+            return f"{int(text, 16) ^ crc32(str(path.lstat().st_ino).encode()):016x}"
     return ""
+
+
+def _read(path: Path) -> bytes:
+    """Return the first bytes of a small file, none where it cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, _MOST_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
