@@ -16,7 +16,7 @@ from vmm.model.facts import Standing
 from vmm.model.network import PortForward, Protocol
 from vmm.model.value import replace
 from vmm.network import facts, uplinks
-from vmm.network.others import fix
+from vmm.network.advice import fix
 
 pytestmark = pytest.mark.system
 
@@ -284,3 +284,39 @@ def test_a_resolver_of_the_hosts_own_behind_a_closed_input_is_seen(host: Host, t
         assert others.troubles() == []
         if tool == "nft":
             host.run("nft", "delete", "table", "inet", "i")
+
+
+# What guides to a router of one's own have: out, and back; nothing begins from outside.
+ROUTER = {
+    "nft": "table inet router { chain passing { type filter hook forward priority 0; policy drop;"
+    ' iifname "vmm-br0" accept; ct state established,related accept; }; }',
+    "nft, before vmm's": "table inet router { chain passing { type filter hook forward priority -200; policy drop;"
+    ' iifname "vmm-br0" accept; ct state established,related accept; }; }',
+    "iptables": "iptables -P FORWARD DROP; iptables -A FORWARD -i vmm-br0 -j ACCEPT;"
+    " iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+}
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("tool", ROUTER)
+def test_forwards_behind_a_firewall_that_lets_machines_out_alone_are_seen(host: Host, tool: str) -> None:
+    forward = PortForward(machine="m", protocol=Protocol.UDP, host_port=5353, guest_port=53)
+    with a_pair(host, forward) as pair, the_world_of(pair) as world, inside(host.namespace):
+        network = replace(pair.network, running=lambda: [(pair.one.lease, (forward,))])
+        host.run(*(("sh", "-ec", ROUTER[tool]) if tool == "iptables" else ("nft", ROUTER[tool])))
+        with Outside(world) as neighbour:
+            neighbour.send("shut out", OUTSIDE_HOST, 5353)
+            assert pair.hears("shut out", 0.5) is None
+            found = network.others.troubles()
+            assert {(each.way.what, each.certain) for each in found} == {("what is led to machines, port 53/udp", True)}
+            # Without a forward from outside, nothing is missed.
+            assert replace(network, running=lambda: [(pair.one.lease, ())]).others.troubles() == []
+            if tool == "iptables":
+                network.others.accept()
+            else:
+                host.run(*shlex.split(fix(found[0], "vmm-br0").removeprefix("sudo ")))
+            assert network.others.troubles() == []
+            neighbour.send("let in", OUTSIDE_HOST, 5353)
+            assert pair.hears("let in") is not None
+        undone = "iptables -F; iptables -P FORWARD ACCEPT" if tool == "iptables" else "nft delete table inet router"
+        host.run("sh", "-ec", undone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmm import TYPE_CHECKING
 from vmm.model.facts import Answer, Standing, not_ok, ok, unseen
-from vmm.network import dns, links, netlink, others
+from vmm.network import advice, dns, links, netlink, others
 from vmm.network import managers as link_managers
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def other_firewalls(network: HostNetwork) -> Answer:
     if not links.is_root():
         return unseen(_FIREWALLS, "only root can see it", "sudo vmm doctor")
     listing = others.read()
-    answer = told(network, others.merged(network.others.troubles(listing)))
+    answer = told(network, advice.merged(network.others.troubles(listing)))
     if answer.standing is Standing.OK and listing.unread:
         return unseen(_FIREWALLS, "; ".join(listing.unread), "sudo apt-get install iptables")
     return answer
@@ -76,8 +76,8 @@ def told(network: HostNetwork, troubles: Sequence[others.Trouble]) -> Answer:
     """Return the answer that these troubles with other firewalls come to."""
     if not troubles:
         return ok(_FIREWALLS, "no other firewall drops what machines send")
-    proof = "; ".join(others.words(trouble) for trouble in troubles)
-    fix = "; ".join(dict.fromkeys(others.fix(trouble, network.bridge_name) for trouble in troubles))
+    proof = "; ".join(advice.words(trouble) for trouble in troubles)
+    fix = "; ".join(dict.fromkeys(advice.fix(trouble, network.bridge_name) for trouble in troubles))
     if troubles[0].certain:
         return not_ok(_FIREWALLS, proof, fix)
     return unseen(_FIREWALLS, proof, fix)

@@ -299,6 +299,9 @@ class HostNetwork(Value):
             gateway=self.subnet.gateway,
             way_out=ways[0] if ways else None,
             resolvers=lambda: [each for each in self.resolvers() if _is_of_this_host(each)],
+            forwards=lambda: sorted(
+                {(f.protocol.value, f.guest_port) for f in self._all_forwards() if _is_published([f])}
+            ),
         )
 
     @property

@@ -33,7 +33,7 @@ _FAMILIES = ("ip", "inet", "bridge", "netdev", "arp")
 _AT_A_DEVICE = ("ingress", "egress")
 # iptables' two variants; each has rules that the other does not show.
 _VARIANTS = ("iptables-nft", "iptables-legacy")
-# Before this priority connection tracking has not looked at a packet (NF_IP_PRI_CONNTRACK).
+# Before this priority of the hooks where packets begin tracking has not looked at them (NF_IP_PRI_CONNTRACK).
 _TRACKED = -200
 # Behind this priority of their hook vmm's own chains have marked what may go on.
 _GUARD, _FORWARD = -50, -5
@@ -77,7 +77,8 @@ class Others(Value):
     `way_out` is the link to the world, where it is known.
 
     `resolvers` gives those addresses of the host itself that machines have as their resolvers; it is asked only where
-    someone filters what comes to the host.
+    someone filters what comes to the host. `forwards` gives (protocol, port of the machine) of what is led to machines
+    from outside; it is asked only where someone filters what the host passes on.
     """
 
     bridge: str
@@ -86,6 +87,7 @@ class Others(Value):
     gateway: str
     way_out: str | None = None
     resolvers: Callable[[], Sequence[str]] = tuple
+    forwards: Callable[[], Sequence[tuple[str, int]]] = tuple
 
     def troubles(self, listing: Listing | None = None) -> list[Trouble]:
         """Return every chain that drops what machines need, or may."""
@@ -100,8 +102,9 @@ class Others(Value):
         chains: dict[str, Chains] = {"nft": _foreign(nft_rules.chains_of(listing)) if listing else {}}
         if glance.has_legacy_tables():
             chains["iptables-legacy"] = _saved("iptables-legacy")
-        # Which resolvers there are, every machine's record must be read for: the supervisor does.
-        return any(trouble.certain for trouble in replace(self, resolvers=tuple)._judge(Listing(chains=chains)))  # noqa: SLF001
+        # Which resolvers and forwards there are, every machine's record must be read for: the supervisor does.
+        quick = replace(self, resolvers=tuple, forwards=tuple)
+        return any(trouble.certain for trouble in quick._judge(Listing(chains=chains)))  # noqa: SLF001
 
     def accept(self) -> None:
         """Put accepts of ours where they help."""
@@ -158,6 +161,8 @@ class Others(Value):
                 found = [way for way in self._routed() if way.hook == chain.hook]
                 if chain.hook == "input":
                     found += [self._asks(address) for address in self.resolvers()]
+                if chain.hook == "forward":
+                    found += [self._led(*forward) for forward in self.forwards()]
                 return found if chain.hook != "forward" or chain.priority > _FORWARD else self._early(found)
             case "bridge" | "arp":
                 return [way for way in self._bridged(chain.family) if way.hook == chain.hook]
@@ -197,7 +202,23 @@ class Others(Value):
             _SENT: (f'iifname "{self.bridge}" accept', ("-i", self.bridge)),
             _ANSWERS: (f'oifname "{self.bridge}" ct state established,related accept', ("-o", self.bridge, *tracked)),
         }
-        return [replace(way, nft=by_link[way.what][0], iptables=by_link[way.what][1]) for way in ways]
+        led = f'oifname "{self.bridge}" ct status dnat accept', ("-o", self.bridge, *tracked[:-1], "DNAT")
+        found = [(way, by_link.get(way.what, led)) for way in ways]
+        return [replace(way, nft=nft, iptables=iptables) for way, (nft, iptables) in found]
+
+    def _led(self, protocol: str, port: int) -> Way:
+        """Return the way of what a forward leads to a machine, from the world."""
+        packet = self._packet(
+            iif=self.way_out, oif=self.bridge, source=_WORLD, target=self.machine, state="new", port=str(port),
+            over=protocol,
+        )  # fmt: skip
+        return Way(
+            hook="forward",
+            what=f"what is led to machines, port {port}/{protocol}",
+            packet={**packet, "ct status": "dnat"},
+            nft=f"meta mark & {PASSED:#x} == {PASSED:#x} accept",
+            iptables=("-m", "mark", "--mark", _MARK),
+        )
 
     def _asks(self, address: str) -> Way:
         """Return the way to a resolver that is the host's own."""
@@ -342,46 +363,10 @@ def _as_it_comes_to(chain: Chain, packet: Packet) -> Packet:
     if chain.hook == "output":
         mark = 0
     known = {**packet, "mark": str(mark)}
-    return known if chain.priority > _TRACKED else {k: v for k, v in known.items() if not k.startswith("ct ")}
+    # By these hooks it has been through the one where tracking begins, whatever their chain's priority.
+    is_tracked = chain.priority > _TRACKED or chain.hook in ("input", "forward", "postrouting")
+    return known if is_tracked else {k: v for k, v in known.items() if not k.startswith("ct ")}
 
 
 def _without(packet: Packet, *keys: str) -> Packet:
     return {name: value for name, value in packet.items() if name not in keys}
-
-
-def words(trouble: Trouble) -> str:
-    """Return what a chain does to machines, as a sentence."""
-    chain = trouble.chain
-    which = f"the chain {chain.name} of {chain.family} {chain.table}"
-    if trouble.tool != "nft":
-        which = f"{trouble.tool}'s chain {chain.name} (table {chain.table})"
-    does = "drops" if trouble.certain else "may drop"
-    return f"{which} {does} {trouble.way.what}: {trouble.by}"
-
-
-def fix(trouble: Trouble, bridge: str) -> str:
-    """Return the command that lets machines pass a chain."""
-    chain = trouble.chain
-    if trouble.tool != "nft":
-        if trouble.by.startswith("-A ") and bridge in trouble.by.split():
-            return f"sudo {trouble.tool} -t {chain.table} -D {trouble.by.removeprefix('-A ')}"
-        if chain.table == "filter":
-            return "sudo vmm reconcile"
-        rule = " ".join(trouble.way.iptables)
-        return f"sudo {trouble.tool} -t {chain.table} -I {chain.name} {rule} -j ACCEPT"
-    if chain.table == "firewalld":
-        add = f"sudo firewall-cmd --permanent --zone=trusted --add-interface={bridge}"
-        return f"{add} && sudo firewall-cmd --reload"
-    if not trouble.way.nft:
-        return f"sudo nft -a list chain {chain.family} {chain.table} {chain.name}  # and let the machines' answers pass"
-    rule = f"{chain.family} {chain.table} {chain.name} {trouble.way.nft}"
-    return f"sudo nft 'insert rule {rule}'"
-
-
-def merged(troubles: Sequence[Trouble]) -> list[Trouble]:
-    """Return one trouble for each chain and each thing that it drops, the certain ones before the others."""
-    seen: dict[tuple[str, str, str, str, str], Trouble] = {}
-    for trouble in sorted(troubles, key=lambda each: not each.certain):
-        chain = trouble.chain
-        seen.setdefault((trouble.tool, chain.family, chain.table, chain.name, trouble.way.what), replace(trouble))
-    return list(seen.values())
