@@ -13,7 +13,7 @@ from hosts import OUTSIDE_HOST, OUTSIDE_WORLD, Host, sh, the_world
 from pairs import GATEWAY, GATEWAY_MAC, Outside, Pair, a_pair, listening, the_world_of
 
 from vmm.model.facts import Standing
-from vmm.model.network import PortForward, Protocol
+from vmm.model.network import PortForward, Protocol, checked_subnet
 from vmm.model.value import replace
 from vmm.network import facts, uplinks
 from vmm.network.advice import fix
@@ -21,6 +21,7 @@ from vmm.network.advice import fix
 pytestmark = pytest.mark.system
 
 CONTAINER = "172.17.0.2"
+SUBNET = checked_subnet("172.16.0.0/16", GATEWAY)
 # As dockerd 20.10 sets them, with one container that publishes 9099/udp at every address as 8053, and at 127.0.0.1 as 8054.
 DOCKERS = f"""
 *nat
@@ -221,10 +222,40 @@ def test_routes_that_begin_where_the_default_route_does_do_not_hide_it(host: Hos
         host.run("ip", "route", "add", "0.0.0.0/5", "dev", "wg0")
         host.run("ip", "route", "add", "blackhole", "0.0.0.0/8")
         with inside(host.namespace):
-            assert uplinks.uplinks("vmm-br0") == ("up0",)
+            assert uplinks.uplinks("vmm-br0", SUBNET) == ("up0",)
         host.run("ip", "route", "add", "0.0.0.0/1", "dev", "wg0")
         with inside(host.namespace):
-            assert uplinks.uplinks("vmm-br0") == ("up0", "wg0")
+            assert uplinks.uplinks("vmm-br0", SUBNET) == ("up0", "wg0")
+
+
+@pytest.mark.parametrize(
+    ("rule", "leads_out"),
+    [
+        # Of a cloud's server with a second card: for the host's own answers from that card's address.
+        (("from", "10.8.0.5"), False),
+        (("from", "10.8.0.0/24"), False),
+        (("iif", "lo"), False),
+        (("oif", "wan1"), False),
+        (("uidrange", "0-100"), False),
+        (("from", "172.16.0.0/24"), True),
+        (("from", "172.0.0.0/8"), True),
+        (("not", "from", "10.8.0.5"), True),
+        (("iif", "vmm-br0"), True),
+        # Anyone may mark what comes from machines.
+        (("fwmark", "0x64"), True),
+        ((), True),
+    ],
+)
+def test_a_table_that_is_for_the_hosts_own_leads_no_machine_out(
+    host: Host, rule: tuple[str, ...], leads_out: bool
+) -> None:
+    with the_world(host):
+        host.run("ip", "link", "add", "wan1", "type", "bridge")
+        host.run("ip", "link", "set", "wan1", "up")
+        host.run("ip", "route", "add", "default", "dev", "wan1", "table", "100")
+        host.run("ip", "rule", "add", *rule, "lookup", "100")
+        with inside(host.namespace):
+            assert uplinks.uplinks("vmm-br0", SUBNET) == (("up0", "wan1") if leads_out else ("up0",))
 
 
 def test_next_hops_that_are_objects_of_their_own_lead_out(host: Host) -> None:
@@ -238,7 +269,7 @@ def test_next_hops_that_are_objects_of_their_own_lead_out(host: Host) -> None:
         for number, names in (("7", ("up0",)), ("9", ("up0", "wan1"))):
             host.run("ip", "route", "replace", "default", "nhid", number)
             with inside(host.namespace):
-                assert uplinks.uplinks("vmm-br0") == names
+                assert uplinks.uplinks("vmm-br0", SUBNET) == names
 
 
 def test_a_way_out_that_is_not_there_is_not_called_one(host: Host) -> None:

@@ -22,6 +22,8 @@ from vmm.network import links, netlink, uplinks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from vmm.model.network import Subnet
+
 _CONF = Path("/proc/sys/net/ipv4/conf")
 _NETWORK = "/proc/self/ns/net"
 
@@ -33,6 +35,7 @@ class Forwarding(Value):
     """
 
     bridge: str
+    subnet: Subnet
     host_interface: str | None
     record: Path
     reaches_more: bool = False
@@ -69,7 +72,7 @@ class Forwarding(Value):
 
     def _needed(self, ways: Sequence[str] | None, *, published: bool) -> list[str]:
         if ways is None:
-            ways = [self.host_interface] if self.host_interface else uplinks.uplinks(self.bridge)
+            ways = [self.host_interface] if self.host_interface else uplinks.uplinks(self.bridge, self.subnet)
         others = _with_address() if published or self.reaches_more else []
         return [link for link in dict.fromkeys([self.bridge, *ways, *others]) if link != "lo"]
 

@@ -58,7 +58,7 @@ class HostNetwork(Value):
         `resolvers`: those to be added for a machine, in place of those of all.
         """
         try:
-            ways = (self.host_interface,) if self.host_interface else uplinks.uplinks(self.bridge_name)
+            ways = (self.host_interface,) if self.host_interface else uplinks.uplinks(self.bridge_name, self.subnet)
         except OSError as error:
             raise netlink.told(error, "The host's routes cannot be read.") from error
         return Firewall(
@@ -291,7 +291,7 @@ class HostNetwork(Value):
         """This host's other firewalls, as its machines meet them."""
         from vmm.network.others import Others
 
-        ways = [self.host_interface] if self.host_interface else uplinks.uplinks(self.bridge_name)
+        ways = [self.host_interface] if self.host_interface else uplinks.uplinks(self.bridge_name, self.subnet)
         return Others(
             bridge=self.bridge_name,
             machines=self.subnet.cidr,
@@ -308,6 +308,7 @@ class HostNetwork(Value):
     def forwarding(self) -> Forwarding:
         return Forwarding(
             bridge=self.bridge_name,
+            subnet=self.subnet,
             host_interface=self.host_interface,
             record=self.data_dir / "state" / "forwarding",
             reaches_more=bool(self.allowed),

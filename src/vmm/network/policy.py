@@ -30,16 +30,28 @@ if TYPE_CHECKING:
 
 _NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
 # linux/fib_rules.h
-_DST, _IIFNAME, _PRIORITY, _FWMARK, _TABLE, _FWMASK, _PROTOCOL = 1, 3, 6, 10, 15, 16, 21
+_DST, _SRC, _IIFNAME, _PRIORITY, _FWMARK, _TABLE, _FWMASK, _OIFNAME, _UIDS, _PROTOCOL = (
+    1,
+    2,
+    3,
+    6,
+    10,
+    15,
+    16,
+    17,
+    20,
+    21,
+)
+_INVERTED = 2
 _TO_TABLE, _BLACKHOLE = 1, 6
 _LOCAL, _MAIN, _KERNEL = 255, 254, 2
 _HEAD = struct.Struct("=BBBBBBBBI")
 
 
 class _Rule(Value):
-    """One rule of IPv4. `iif` is the link that a packet came over, `to` a network.
+    """One rule of IPv4. `iif` is the link that a packet came over, `to` and `source` are networks.
 
-    `marked`: it is for packets that lack VETTED.
+    `marked`: it is for packets that lack VETTED; `own`: for what programs of the host send.
     """
 
     priority: int
@@ -48,6 +60,8 @@ class _Rule(Value):
     iif: str = ""
     to: tuple[int, bytes] | None = None
     marked: bool = False
+    source: tuple[int, bytes] | None = None
+    own: bool = False
 
     def packed(self, *, protocol: int = _KERNEL) -> bytes:
         """Return the rule as netlink has it; without a `protocol` a rule is meant whoever made it."""
@@ -103,10 +117,24 @@ def remove(bridge: str) -> None:
         _remove_first_local()
 
 
-def tables() -> set[int]:
-    """Return the routing tables that packets are looked up in, besides the host's own addresses."""
-    named = {rule.table for rule in _rules() if rule.action == _TO_TABLE}
+def tables(bridge: str, subnet: Subnet) -> set[int]:
+    """Return the routing tables that packets of machines are looked up in, besides the host's own addresses.
+
+    Not those that are the host's for one of its addresses alone, as each further network card of a cloud's server has.
+    """
+    named = {rule.table for rule in _rules() if rule.action == _TO_TABLE and _may_meet(rule, bridge, subnet)}
     return (named | {_MAIN}) - {_LOCAL, 0}
+
+
+def _may_meet(rule: _Rule, bridge: str, subnet: Subnet) -> bool:
+    if rule.own or rule.iif not in ("", bridge):
+        return False
+    if rule.source is None:
+        return True
+    length, address = rule.source
+    shorter = 32 - min(length, subnet.prefix_length)
+    ours = int.from_bytes(socket.inet_aton(subnet.cidr.partition("/")[0]))
+    return int.from_bytes(address) >> shorter == ours >> shorter
 
 
 def _wanted(bridge: str, subnet: Subnet) -> list[_Rule]:
@@ -156,7 +184,7 @@ def _remove(rule: _Rule) -> None:
 def _rules() -> Iterator[_Rule]:
     """Give the host's rules in their order."""
     for body in netlink.dump(_GETRULE, _HEAD.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
-        _, length, _, _, table, _, _, action, _ = _HEAD.unpack_from(body)
+        _, length, of_source, _, table, _, _, action, flags = _HEAD.unpack_from(body)
         found = netlink.attributes(body, _HEAD.size)
 
         def number(kind: int, default: int = 0, found: dict[int, bytes] = found) -> int:
@@ -169,4 +197,6 @@ def _rules() -> Iterator[_Rule]:
             iif=found.get(_IIFNAME, b"").rstrip(b"\0").decode(errors="replace"),
             to=(length, found[_DST]) if _DST in found else None,
             marked=number(_FWMASK) == VETTED and number(_FWMARK) == 0,
+            source=(of_source, found[_SRC]) if _SRC in found and not flags & _INVERTED else None,
+            own=not flags & _INVERTED and bool({_OIFNAME, _UIDS} & found.keys()),
         )

@@ -7,7 +7,11 @@ import re
 import socket
 import struct
 
+from vmm import TYPE_CHECKING
 from vmm.network import netlink, policy
+
+if TYPE_CHECKING:
+    from vmm.model.network import Subnet
 
 _GETROUTE, _GETNEXTHOP = 26, 106
 # linux/rtnetlink.h
@@ -23,12 +27,12 @@ _HALF = 1
 _NAME = re.compile(r'[^"\\*\s]{1,15}')
 
 
-def uplinks(besides: str) -> tuple[str, ...]:
-    """Return the names of the links that lead out, but for `besides`, the machines' own bridge."""
+def uplinks(bridge: str, subnet: Subnet) -> tuple[str, ...]:
+    """Return the names of the links that lead out for machines of this subnet, on this bridge."""
     found: set[str] = set()
-    for table in policy.tables():
+    for table in policy.tables(bridge, subnet):
         found |= _names(_links(table))
-    return tuple(sorted(found - {besides, "lo"}))
+    return tuple(sorted(found - {bridge, "lo"}))
 
 
 def _links(table: int) -> set[int]:
