@@ -234,11 +234,27 @@ def test_a_root_without_sshd_says_so(root: Root) -> None:
         ("etc/passwd", "root:x:0:0:root:/root:/usr/sbin/nologin\n", "root's shell is /usr/sbin/nologin"),
         ("etc/passwd", "root:x:0:0:root:/root:/bin/zsh\n", "root's shell /bin/zsh (/etc/passwd) is not there"),
         ("etc/shadow", "daemon:*:0:::::\nroot:*:0:0:99999:7:::\n", "root's password has expired"),
+        ("etc/shadow", "root:*:19000:0:99999:7::19001:\n", "root's account has expired"),
+        ("etc/shadow", "root:!:19000:0:99999:7:::\n", "root's account is locked"),
     ],
 )
 def test_an_account_that_lets_nobody_in_is_told(root: Root, file: str, text: str, words: str) -> None:
     root.write(file, text).boot()
     assert any(words in line for line in root.said), root.said
+
+
+@pytest.mark.parametrize(
+    ("shadow", "config"),
+    [
+        # Locked is the password alone where PAM judges the account; nor is one without a password locked.
+        ("root:!:19000:0:99999:7:::\n", "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\n"),
+        ("root:*:19000:0:99999:7::99999:\n", "UsePAM no\n"),
+        ("root::19000::::::\nother:!:0::::1:\n", ""),
+    ],
+)
+def test_an_account_that_lets_root_in_by_key_is_not_complained_of(root: Root, shadow: str, config: str) -> None:
+    root.write("etc/shadow", shadow).write("etc/ssh/sshd_config", config).boot()
+    assert [line for line in root.said if "root's" in line] == []
 
 
 def test_a_closed_root_is_opened(root: Root) -> None:

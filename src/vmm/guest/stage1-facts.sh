@@ -200,6 +200,14 @@ find_sshd() {
 	return 1
 }
 
+# The words of these files of sshd's, but for ours.
+sshd_config() {
+	for file; do
+		case $file in */00-vmm.conf) continue ;; esac
+		! plain "$file" || { $b cat "$file"; echo; }
+	done | $b tr '=\t"' '   '
+}
+
 # What lets nobody in by key, whatever keys there are. sshd(8), pam_unix(8).
 look_at_root() {
 	shell=$(of_root 7)
@@ -207,9 +215,25 @@ look_at_root() {
 	*/nologin | */false) say "root's shell is $shell (/etc/passwd): vmm ssh and exec will be shown out" ;;
 	*) [ -z "$shell" ] || [ -x "$shell" ] || say "root's shell $shell (/etc/passwd) is not there: sshd will let vmm in nowhere" ;;
 	esac
-	if plain /etc/shadow && [ -n "$($b awk -F: '$1 == "root" && $3 == "0"' /etc/shadow)" ]; then
-		say "root's password has expired (/etc/shadow): no command is run before it is changed"
-	fi
+	plain /etc/shadow || return
+	for state in $($b awk -F: -v today=$(($($b date +%s) / 86400)) '$1 == "root" {
+		if ($3 == "0") print "password"
+		if ($8 != "" && $8 + 0 < today) print "account"
+		if ($2 ~ /^!/) print "locked"
+	}' /etc/shadow); do
+		case $state in
+		password) say "root's password has expired (/etc/shadow): no command is run before it is changed" ;;
+		account) say "root's account has expired (/etc/shadow): sshd will let vmm in nowhere" ;;
+		locked) uses_pam || say "root's account is locked (/etc/shadow), and sshd without UsePAM will let vmm in nowhere" ;;
+		esac
+	done
+}
+
+# Of the value that counts, the first one. sshd(8): with PAM a locked password is no locked account.
+uses_pam() {
+	sshd_config /etc/ssh/sshd_config.d/*.conf /etc/ssh/sshd_config /usr/etc/ssh/sshd_config | $b awk '
+		tolower($1) == "usepam" { yes = tolower($2) == "yes"; exit }
+		END { exit !yes }'
 }
 
 # The key by which the host knows this machine is mounted: it is on no disk, and cloud-init cannot delete it.
@@ -230,10 +254,7 @@ give_host_key() {
 
 # What sshd's configuration says that would keep vmm out, a word each.
 read_sshd_config() {
-	for file in /etc/ssh/sshd_config /usr/etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf; do
-		case $file in */00-vmm.conf) continue ;; esac
-		! plain "$file" || { $b cat "$file"; echo; }
-	done | $b tr '=\t"' '   ' | $b awk '
+	sshd_config /etc/ssh/sshd_config /usr/etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf | $b awk '
 		/^ *(#|$)/ { next }
 		{ key = tolower($1); value = tolower($2) }
 		key ~ /^(allow|deny)(users|groups)$/ { print key }
