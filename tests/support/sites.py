@@ -365,6 +365,9 @@ class FakeFiles:
             raise self.fails
         self.made.add(machine.name)
 
+    def strangers(self, name: str) -> list[str]:
+        return []
+
     def is_made(self, name: str) -> bool:
         return name in self.made
 

@@ -87,3 +87,27 @@ def test_what_the_page_says_is_typed_as_before(host: Host) -> None:
         if line == "vmm port-forward list myvm":
             assert "8080" in said
     assert host.json("list") == []
+
+
+def test_what_the_original_left_in_the_data_directory_stays(host: Host) -> None:
+    """Its machines' disks lie where this vmm's would: a machine of that name is refused, and never takes them along."""
+    machines = host.data_dir / "vms"
+    (machines / "myvm").mkdir(parents=True)
+    disk, said = machines / "myvm" / "rootfs.ext4", machines / "myvm.json"
+    disk.write_bytes(b"precious")
+    said.write_text('{"name": "myvm", "state": "stopped"}')
+    for arguments in (["create", "myvm"], ["run", "myvm", "--", "true"]):
+        error = host.fails(*arguments)
+        assert "holds files already, which are not vmm's" in error
+        assert f"In {machines / 'myvm'}: 'rootfs.ext4'" in error
+    host.vmm("create", "other")
+    host.vmm("reconcile")
+    host.vmm("delete", "other")
+    host.vmm("delete", "--all", "--force")
+    assert (disk.read_bytes(), said.exists()) == (b"precious", True)
+    # As the error says, and the page.
+    disk.rename(host.data_dir / "rootfs.ext4")
+    (machines / "myvm").rmdir()
+    said.unlink()
+    host.vmm("create", "myvm")
+    host.vmm("delete", "myvm")

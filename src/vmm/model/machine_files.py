@@ -16,6 +16,10 @@ class MachineFiles(Protocol):
         """Make directory, disk (a copy of the image, grown to the spec's size) and host key; whole or not at all."""
         ...
 
+    def strangers(self, name: str) -> list[str]:
+        """Return the names of what lies in a machine's directory and is not vmm's."""
+        ...
+
     def is_made(self, name: str) -> bool:
         """Whether the machine's disk is there."""
         ...

@@ -146,6 +146,7 @@ def _refuse_unknown(site: Site, name: str) -> None:
     """
     stray = next((stray for stray in site.strays(quick=True) if stray.name == name), None)
     if stray is None and not site.files.is_made(name):
+        _refuse_strangers(site, name)
         return
     what = (
         stray.problem if stray is not None else f"{site.files.disk(name)} is there, and the database does not know it"
@@ -155,6 +156,18 @@ def _refuse_unknown(site: Site, name: str) -> None:
         details=f"{what}: was a copy of the database put back? Nothing was changed.",
         resolution=f"Take it in again: sudo vmm db restore --rebuild -f; or choose another name than {name}",
     )
+
+
+def _refuse_strangers(site: Site, name: str) -> None:
+    """Refuse a name in whose directory files lie that no machine of vmm's has: they would go with the machine."""
+    found = site.files.strangers(name)
+    if found:
+        raise ConflictError(
+            f"The directory of a machine {name!r} holds files already, which are not vmm's.",
+            details=f"In {site.files.disk(name).parent}: {', '.join(map(repr, found[:5]))}. Nothing was changed.",
+            resolution="Move them elsewhere (the disk of another manager's machine: vmm image import PATH --name NAME"
+            " takes it in), or choose another name.",
+        )
 
 
 def _make_way(site: Site, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from vmm import TYPE_CHECKING
 from vmm.errors import VmmError
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
     from vmm.model.network import PortForward
 
 FILE = "machine.json"
+
+# All that a machine of vmm's has in its directory.
+_OWN = {
+    FILE, "cidata.iso", "disk.ext4", "engine.json", "grow", "initrd", "keys", "known_hosts", "ssh_host_ed25519_key",
+    "ssh_host_ed25519_key.pub", "user-data",
+}  # fmt: skip
+
+
+def strangers(directory: Path) -> list[str]:
+    """Return the names of what lies in a machine's directory and is not vmm's."""
+    try:
+        return sorted(name for name in os.listdir(directory) if name not in _OWN and not name.startswith("."))  # noqa: PTH208  # names alone
+    except OSError:
+        return []
 
 
 def text_of(machine: Machine, forwards: Sequence[PortForward]) -> str:

@@ -82,6 +82,9 @@ class MachineDirectories(Value):
     def is_made(self, name: str) -> bool:
         return self.disk(name).exists()
 
+    def strangers(self, name: str) -> list[str]:
+        return description.strangers(self._directory(name))
+
     def disk_mib(self, name: str) -> int:
         """Return the size of the disk's file in MiB, rounded up. Raises OSError where it cannot be seen."""
         return -(-self.disk(name).stat().st_size // (1024 * 1024))
