@@ -269,6 +269,8 @@ def test_without_root(ready: Host) -> None:
                       ["port-forward", "list", "busy"], ["version"], ["doctor"]):  # fmt: skip
         done = ready.run(*nobody, *arguments, check=False, env=ready.environment)
         assert "Error" not in done.stderr, done.stderr
+        # What this user cannot see is not said to be gone.
+        assert "was gone" not in done.stdout, done.stdout
     assert "running" in ready.run(*nobody, "list", env=ready.environment).stdout
     assert everything(ready) == before
 

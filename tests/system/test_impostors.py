@@ -7,6 +7,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from hosts import SMALL, Host, is_running, status_of, wait_for
@@ -90,6 +91,26 @@ def words_of(host: Host, jail: str) -> list[str]:
 
 
 @contextlib.contextmanager
+def users_group(pid: int) -> Iterator[None]:
+    """Have a process in a group as a user's own systemd makes it for a unit that the user has called so."""
+    table = [line.split(" ") for line in Path("/proc/self/mounts").read_text().splitlines()]
+    (top, *_) = [Path(fields[1]) for fields in table if fields[2] == "cgroup2" or "pids" in fields[3].split(",")]
+    groups = [top / f"user@{NOBODY}.service"]
+    groups.append(groups[0] / "vmm-m.service")
+    try:
+        for group in groups:
+            group.mkdir()
+        (groups[1] / "cgroup.procs").write_text(str(pid))
+        assert f"{groups[1].relative_to(top)}\n" in Path(f"/proc/{pid}/cgroup").read_text()
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            (top / "cgroup.procs").write_text(str(pid))
+        for group in reversed(groups):
+            group.rmdir()
+
+
+@contextlib.contextmanager
 def unsupervised(host: Host) -> Iterator[None]:
     """Keep the supervisors from settling what this test looks at."""
     watching = host.supervisors()
@@ -107,7 +128,7 @@ def unsupervised(host: Host) -> Iterator[None]:
 def test_nobodys_process_with_an_engines_command_line_is_no_engine(lab: Host, jail: str) -> None:
     lab.vmm("create", "m", *SMALL, jail)
     engine = lab.start("m")
-    with impostors(words_of(lab, jail)) as pids:
+    with impostors(words_of(lab, jail)) as pids, users_group(pids[-1]):
         with unsupervised(lab):
             os.kill(engine, signal.SIGKILL)
             wait_for(lambda: not is_running(engine))

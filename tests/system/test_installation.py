@@ -1,5 +1,6 @@
 """vmm put on a host for good: installed, enabled, rebooted, crashed, and taken off again; systemd is PID 1."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -234,6 +235,31 @@ def test_a_unit_of_ones_own_may_hold_a_machine(tiny: Container) -> None:
     assert kinds(tiny, "own")[-1] == "stopped"
     assert shown(tiny, "own")["state"] == "stopped"
     tiny.run("vmm", "delete", "own")
+
+
+def test_systemd_changes_no_word_of_an_odd_data_directory(tiny: Container) -> None:
+    """What ends a machine's unit is given the directory as its start was: specifiers, variables, blanks and quotes."""
+    odd = '/var/lib/odd 100%n ${HOME}x "q'
+    tiny.run("vmm", "teardown")
+    tiny.run("mkdir", odd)
+    tiny.run("cp", "-al", "/var/lib/vmm/bin", "/var/lib/vmm/images", odd)
+    vmm = ("vmm", "--data-dir", odd)
+    tiny.run(*vmm, "create", "o", *SMALL, "--restart", "on-failure")
+    tiny.run(*vmm, "start", "o")
+    before = json.loads(tiny.run(*vmm, "show", "o", "--output", "json").stdout)
+    assert (before["state"], before["owner"]) == ("running", "unit")
+    tiny.run("kill", "-9", str(before["pid"]))
+
+    def started_again() -> bool:
+        now = json.loads(tiny.run(*vmm, "show", "o", "--output", "json").stdout)
+        return now["state"] == "running" and now["pid"] != before["pid"] and now["restarts"] == 1
+
+    # It is settled by the unit's ExecStopPost, and started again by its ExecStart.
+    wait_for(started_again, what="the restart")
+    assert unit(tiny, "o")["NRestarts"] == "1"
+    tiny.run(*vmm, "delete", "--force", "o")
+    tiny.run(*vmm, "teardown")
+    tiny.run("rm", "-r", odd)
 
 
 @pytest.mark.fault(4)

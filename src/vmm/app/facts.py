@@ -142,6 +142,10 @@ def _addresses(site: HostSite) -> Answer:
 
 def _rules(site: HostSite) -> Answer:
     """Compare the tables and taps with what the records say; whoever is at one of them now is left to it."""
+    from vmm.network import links
+
+    if not links.is_root():
+        return unseen(RULES, "only root can see them", "sudo vmm doctor")
     from vmm.operations.reconcile import network_differences
 
     found = network_differences(site)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from vmm.model.session import Session
 
 _PORT = 22
+# ssh puts variables of its environment into paths, and has no way to write `${` but another variable, whose value it
+# takes as it is (misc.c, vdollar_percent_expand).
+_IN_PLACE = "${VMM_DOLLAR}"
+_DOLLAR = ("env", "VMM_DOLLAR=$")
 _ASK_S = 8.0
 _ASKED = "vmm: asked"
 # Polled tightly: a sleep of a second between tries was measured to hide seconds of every boot.
@@ -91,6 +95,8 @@ class SshGuest(Value):
             *self._base(machine, user="root", seconds=3), *_offering([self.key.private]),
             "-o", "BatchMode=yes", "-n", "-T", "--", machine.id, command,
         ]  # fmt: skip
+        if any(_IN_PLACE in word for word in argv):
+            argv = [*_DOLLAR, *argv]
         try:
             timeout_s = min(_ASK_S, timeout_s)
             return _ASKED in process.run(argv, timeout_s=timeout_s, check=False, most_bytes=_ANSWER_BYTES).stdout
@@ -107,7 +113,8 @@ class SshGuest(Value):
             # Twice: also where our own input is none.
             argv.append("-tt" if session.terminal else "-T")
         # Behind `--` ssh looks for no options any more, neither before the host's name nor behind it.
-        return [*argv, "--", machine.id, *([remote_line(session.words)] if session.words else [])]
+        command = [*argv, "--", machine.id, *([remote_line(session.words)] if session.words else [])]
+        return [*_DOLLAR, *command] if any(_IN_PLACE in word for word in argv) else command
 
     def _check_known_hosts(self, machine: Machine) -> None:
         """Raise HostError where ssh would wait for ever for what it is to know the machine by."""
@@ -198,8 +205,11 @@ def _offering(keys: Sequence[Path]) -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """Return a value of an ssh option as ssh reads it: in quotes, and with no token of its own (ssh_config(5))."""
-    plain = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    """Return a value of an ssh option as ssh reads it: in quotes, and with no token of its own (ssh_config(5)).
+
+    What is to be `${` is a variable of ssh's environment, which `_DOLLAR` sets.
+    """
+    plain = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("${", f"{_IN_PLACE}{{")
     return f'"{plain}"'
 
 

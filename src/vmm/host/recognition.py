@@ -18,7 +18,8 @@ from vmm.model.value import Value
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_GROUP = re.compile(r"/vmm/[0-9a-f]{32}$|/vmm-[^/]+\.service$", re.MULTILINE)
+# Below `user@UID.service` a user names groups as they like, and has setuid programs run in them.
+_GROUP = re.compile(r"^(?!.*/user@[1-9][0-9]*\.service/).*(?:/vmm/[0-9a-f]{32}|/vmm-[^/]+\.service)$", re.MULTILINE)
 _DELETED = " (deleted)"
 _OWN_ID = re.compile(rb"(?:^|\0)(?:--id[=\0]|-uuid\0)([0-9a-f-]{32,36})(?:\0|$)")
 _JAILED = re.compile(rb"\0/([0-9a-f]{32})\.sock\0")

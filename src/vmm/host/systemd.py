@@ -88,7 +88,7 @@ def run_supervisor(command: Sequence[str], *, name: str) -> None:
     argv = ["systemd-run", "-q", "--collect", f"--unit={name}", f"--slice={_SLICE}"]
     properties = ["Restart=on-failure", "RestartSec=1", "StartLimitIntervalSec=0", "Description=vmm: supervisor"]
     # One that is there already has the name.
-    process.run([*argv, *(f"--property={line}" for line in properties), "--", *command], check=False)
+    process.run([*argv, *(f"--property={line}" for line in properties), "--", *map(_plain, command)], check=False)
 
 
 class MachineUnits(Value):
@@ -110,7 +110,7 @@ class MachineUnits(Value):
         argv = [
             "systemd-run", "-q", "--collect", f"--unit={unit_of(machine)}", f"--slice={_SLICE}",
             *(f"--property={line}" for line in self._properties(machine)),
-            "--", *start, *(["--overcommit"] if overcommit else []), machine.name,
+            "--", *map(_plain, (*start, *(["--overcommit"] if overcommit else []), machine.name)),
         ]  # fmt: skip
         done = process.run(argv, timeout_s=_START_S, check=False)
         if _THERE in done.words:
@@ -203,7 +203,8 @@ def limits_as_properties(limits: Limits, guest_memory_mib: int, data_dir: Path) 
         "IOReadIOPSMax": limits.io_read_iops,
         "IOWriteIOPSMax": limits.io_write_iops,
     }
-    return [*found, *(f"{name}={data_dir} {rate}" for name, rate in rates.items() if rate is not None)]
+    given = {name: rate for name, rate in rates.items() if rate is not None}
+    return [*found, *(f"{name}={_on_same_device(data_dir)} {rate}" for name, rate in given.items())] if given else found
 
 
 def write_error(path: Path, error: Exception) -> None:
@@ -226,10 +227,24 @@ def _told(note: Path, name: str, words: str) -> EngineError:
         )
 
 
+def _on_same_device(path: Path) -> Path:
+    """Return a path by which systemd finds the device that `path` lies on: it takes none with a blank in it."""
+    if " " not in str(path):
+        return path
+    device = path.stat().st_dev
+    above = [parent for parent in path.parents if " " not in str(parent) and parent.stat().st_dev == device]
+    return above[0] if above else path
+
+
+def _plain(word: str) -> str:
+    """Return a word that systemd-run passes on, in which systemd puts variables (systemd.service(5))."""
+    return word.replace("$", "$$")
+
+
 def _word(word: str) -> str:
-    """Quote a word of a command line in a unit (systemd.service(5)): specifiers, variables, blanks, quotes."""
-    plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{plain}"'
+    """Quote a word of a command line that is a property of systemd-run's: no specifier is looked for in it."""
+    quoted = _plain(word).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{quoted}"'
 
 
 def _escaped(path: Path) -> str:

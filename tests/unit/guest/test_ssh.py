@@ -94,6 +94,20 @@ def test_ssh_reads_odd_paths_as_they_are(guest: SshGuest) -> None:
     assert (seen["hostname"], seen["updatehostkeys"], seen["identitiesonly"]) == (["172.16.0.2"], ["false"], ["yes"])
 
 
+def test_ssh_takes_nothing_in_a_path_for_a_variable(guest: SshGuest, tmp_path: Path) -> None:
+    key = tmp_path / "${HOME}" / "${NO_SUCH}$x" / "key"
+    key.parent.mkdir(parents=True)
+    make_key(key)
+    argv = guest.ssh_command(a_machine("m"), Session(identity=key, words=("echo ${HOME}",)))
+    assert argv[-1] == "echo ${HOME}"
+    # What ssh opens is seen only once it has connected to something.
+    end = argv.index("--")
+    tried = [*argv[:end], "-v", "-o", "LogLevel=DEBUG1", "-o", "ProxyCommand=printf SSH-2.0-x\\r\\n", *argv[end:]]
+    done = subprocess.run(tried, capture_output=True, text=True, check=False, timeout=30, stdin=subprocess.DEVNULL)
+    assert f"identity file {key} type" in done.stderr, done.stderr
+    assert "invalid environment variable" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("terminal", "has_input", "wanted"), [(None, True, []), (True, True, ["-tt"]), (False, False, ["-n", "-T"])]
 )
