@@ -112,7 +112,16 @@ def test_one_module_starts_programs_and_none_by_a_shell() -> None:
 
 
 # apt.conf(5), apt-get(8), apt-secure(8), sources.list(5), mmdebstrap(1): all that takes something without a signature.
-UNCHECKED = ("unauthenticated", "insecure", "trusted=yes", "trusted: yes", "verify-peer", "check-gpg", "aptopt", "no-check")
+UNCHECKED = (
+    "unauthenticated",
+    "insecure",
+    "trusted=yes",
+    "trusted: yes",
+    "verify-peer",
+    "check-gpg",
+    "aptopt",
+    "no-check",
+)
 
 
 def test_no_check_of_a_signature_is_switched_off() -> None:

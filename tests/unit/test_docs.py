@@ -19,7 +19,16 @@ from vmm.host import process, systemd
 from vmm.model import hearing, limits, network, sizes
 from vmm.model.event import THE_HOST, Event, EventKind
 from vmm.model.image import Image, Kernel
-from vmm.model.machine import EngineName, Limits, MachineState, MachineView, Owner, RestartPolicy, Stray, UnreadableRecord
+from vmm.model.machine import (
+    EngineName,
+    Limits,
+    MachineState,
+    MachineView,
+    Owner,
+    RestartPolicy,
+    Stray,
+    UnreadableRecord,
+)
 from vmm.model.network import PortForward, Protocol
 from vmm.model.readiness import Check, CheckStatus, SetupStep
 from vmm.network import dns, managers, tables
@@ -54,7 +63,9 @@ def section(name: str, heading: str) -> str:
 def rows(text: str) -> list[list[str]]:
     """Return the cells of each row of the tables in a text, their heads left out."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not re.match(r"\|[-:| ]+\|$", line)]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if not re.match(r"\|[-:| ]+\|$", line)
+    ]
 
 
 def quoted(text: str) -> set[str]:
@@ -242,7 +253,9 @@ def test_the_exit_codes_are_those_there_are() -> None:
 def commands_in(text: str) -> list[str]:
     """Return what a page tells one to type, and what it names in a line: from `vmm` to where the shell takes over."""
     in_blocks = "\n".join(re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    typed = re.findall(r"(?:^|(?:sudo|do|exec|&&|\|) |=/usr/local/bin/)(vmm .*)$", in_blocks.replace("$ ", ""), re.MULTILINE)
+    typed = re.findall(
+        r"(?:^|(?:sudo|do|exec|&&|\|) |=/usr/local/bin/)(vmm .*)$", in_blocks.replace("$ ", ""), re.MULTILINE
+    )
     named = re.findall(r"`(?:sudo )?(vmm [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
     return [one for line in (*typed, *named) for one in re.split(r" && (?:sudo )?(?=vmm )", line)]
 
