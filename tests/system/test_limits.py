@@ -3,6 +3,7 @@ is secret; many machines cost a listing no more than their rows."""
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -409,6 +410,43 @@ def test_under_umask_0_nothing_is_anyones_to_write_and_secrets_are_roots_to_read
     for name in ("disk.ext4", "initrd", "user-data", "cidata.iso", "ssh_host_ed25519_key", "vmm_ed25519", "full.sock",
                  "bare.sock", "emulated.sock", "full.console", "full.log", "vmm.db", "config.toml"):  # fmt: skip
         assert name in seen, name
+    assert_all_is_in_the_pages_tree(host.data_dir)
+
+
+# What the page has a word for, and no name.
+_WORDS = {
+    "firecracker.json": "where they came from",
+    "ssh_host_ed25519_key": "host key",
+    "ssh_host_ed25519_key.pub": "host key",
+    "vmm_ed25519": "the key that vmm reaches its machines with",
+    "vmm_ed25519.pub": "the key that vmm reaches its machines with",
+}
+# What others make, or the page names as a whole.
+_WHOLE = ("jails/firecracker/ID/", "ssh/.lock", "state/locks/", "state/units/", "vms/NAME/keys/")
+
+
+def assert_all_is_in_the_pages_tree(data_dir: Path) -> None:
+    """Assert that configuration.md names each file of a data directory, where it lies."""
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text()
+    told: dict[str, str] = {}
+    where = ""
+    for line in text.split("```")[1].splitlines()[1:]:
+        first, *rest = line.split(maxsplit=1)
+        if line[:3].strip():
+            # A directory, or a file in one.
+            where = first.rpartition("/")[0]
+            told[where] = f"{told.get(where, '')} {first.rpartition('/')[2]} {' '.join(rest)}"
+        else:
+            told[where] += f" {line.strip()}"
+    names = "|".join(path.name for path in (data_dir / "vms").iterdir())
+    for path in data_dir.rglob("*"):
+        at = str(path.relative_to(data_dir))
+        at = re.sub(rf"(?<=^vms/)({names})(?=/)|(?<=^logs/)({names})(?=\.)|(?<=^sockets/)({names})(?=\.)", "NAME", at)
+        at = re.sub(r"(?<=^images/kernels/)[^/]+(?=/)|(?<=^images/rootfs/)[^/]+(?=/)", "NAME", at)
+        at = re.sub(r"(?<=^jails/firecracker/)[^/]+", "ID", at)
+        if not path.is_dir() and not at.startswith(_WHOLE):
+            directory, _, name = at.rpartition("/")
+            assert _WORDS.get(name, name) in " ".join(told.get(directory, "").split()), at
 
 
 def private_body(path: Path) -> str:

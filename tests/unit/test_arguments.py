@@ -1,5 +1,6 @@
 """Words of users' in the arguments of programs: what looks like an option is none, with the programs themselves."""
 
+import ast
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vmm.images.packed import packing_of
 from vmm.images.unpack import unpack
 from vmm.model.names import valid_name, valid_user
 
+SOURCE = Path(packages.__file__).parents[1]
 ODD = ["-", "--", "-x", "-d", "--help", "-oProxyCommand=x", "a,b=c", "a b", "$(id)", "nbd:localhost:1", "#", "%s", "'"]
 
 
@@ -85,3 +87,50 @@ def test_a_configuration_file_is_known_by_its_whole_path(tmp_path: Path, monkeyp
     found = load(data_dir=Path("-d"), file=Path("-c.toml"), read=read_bytes)
     assert isinstance(found, Config)
     assert (found.file, found.paths) == (tmp_path / "-c.toml", Paths(data_dir=tmp_path / "-d"))
+
+
+def test_one_module_starts_programs_and_none_by_a_shell() -> None:
+    """Types of `subprocess` may be named anywhere, where only pyright imports it."""
+    found: list[str] = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for branch in [node for node in ast.walk(tree) if isinstance(node, ast.If)]:
+            if ast.unparse(branch.test) == "TYPE_CHECKING":
+                branch.body = []
+        for node in ast.walk(tree):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            shell = isinstance(node, ast.keyword) and node.arg == "shell"
+            if shell or name in ("os.system", "os.popen", "asyncio.create_subprocess_shell", "pty.spawn"):
+                found.append(f"{path}:{node.lineno} by a shell")
+            if path == SOURCE / "host" / "process.py":
+                continue
+            imported = isinstance(node, ast.Import) and any(alias.name == "subprocess" for alias in node.names)
+            imported |= isinstance(node, ast.ImportFrom) and node.module == "subprocess"
+            if imported or name.startswith(("os.exec", "os.spawn", "os.posix_spawn", "os.fork")):
+                found.append(f"{path}:{node.lineno} {name or 'subprocess'}")
+    assert found == []
+
+
+# apt.conf(5), apt-get(8), apt-secure(8), sources.list(5), mmdebstrap(1): all that takes something without a signature.
+UNCHECKED = (
+    "unauthenticated",
+    "insecure",
+    "trusted=yes",
+    "trusted: yes",
+    "verify-peer",
+    "check-gpg",
+    "aptopt",
+    "no-check",
+)
+
+
+def test_no_check_of_a_signature_is_switched_off() -> None:
+    """Nothing that vmm gives apt or mmdebstrap takes what is not signed."""
+    said = [
+        (path, node.value)
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert any("--keyring=" in text for _, text in said)
+    assert [(path, text) for path, text in said if any(way in text.lower() for way in UNCHECKED)] == []

@@ -18,9 +18,10 @@ _HEAD = """# The command line
 
 <!-- Written by `make docs` from the parser; a test holds it current. Change the commands, not this file. -->
 
-`vmm COMMAND [OPTIONS]`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `vmm ssh`, `vmm exec` and
-`vmm run` give the remote command's own. Errors go to stderr in three parts: what happened, what proves it, what to do.
-What `--output json` prints is described in [json.md](json.md).
+`vmm COMMAND [OPTIONS]`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; 128 and a signal's number where
+that ended it. `vmm ssh`, `vmm exec` and `vmm run` give the remote command's own; 255 is that of ssh. Errors go to
+stderr in three parts: what happened, what proves it, what to do. What `--output json` prints is described in
+[json.md](json.md).
 """
 
 

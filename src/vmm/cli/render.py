@@ -210,6 +210,14 @@ def kernels(found: Sequence[Kernel], damaged: Sequence[str], output: str) -> Non
     )
 
 
+def texts(found: Sequence[str], output: str) -> None:
+    """Print texts that are all there is to say: a line each, or JSON."""
+    if output == "json":
+        to_json(list(found))
+    else:
+        lines(found)
+
+
 def _library(
     facts: list[dict[str, object]], damaged: Sequence[str], output: str, *, columns: Mapping[str, str]
 ) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from vmm.cli.options import IMAGES, Command, FilePath, Group, Size, settings
-from vmm.cli.output import lines
 
 
 @click.group("image", cls=Group)
@@ -22,7 +21,7 @@ def list_(remote: bool) -> None:
     if remote:
         from vmm.images.rootfs import recipe_names
 
-        lines(recipe_names())
+        render.texts(recipe_names(), settings().output)
         return
     library = settings().site(read_only=True).images
     render.images(library.all(), library.damaged(), settings().output)

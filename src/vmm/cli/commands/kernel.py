@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmm.cli.options import KERNELS, Command, FilePath, Group, settings
-from vmm.cli.output import complain, lines
+from vmm.cli.output import complain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,8 @@ def list_(remote: bool) -> None:
     if remote:
         from vmm.images.packages import cloud_kernel
 
-        lines([f"default ({cloud_kernel()})", "linux-image-VERSION (a package of this host's distribution, by name)"])
+        found = [f"default ({cloud_kernel()})", "linux-image-VERSION (a package of this host's distribution, by name)"]
+        render.texts(found, settings().output)
         return
     library = settings().site(read_only=True).kernels
     render.kernels(library.all(), library.damaged(), settings().output)
