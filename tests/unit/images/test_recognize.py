@@ -15,8 +15,9 @@ from typing import BinaryIO
 import pytest
 
 from vmm.errors import ImageError
-from vmm.images import inside, sources, trees
-from vmm.images.inside import FileSystem, UnreadableError, shortcomings
+from vmm.images import inside, lacks, sources, trees
+from vmm.images.inside import FileSystem, UnreadableError
+from vmm.images.lacks import shortcomings
 
 
 class Notes(list[str]):
@@ -320,6 +321,87 @@ def test_what_a_root_lacks_is_told(tmp_path: Path) -> None:
     assert "empty" in shortcomings(made(tmp_path / "image", tmp_path / "none"))[0]
 
 
+@pytest.mark.fault(47)
+def test_what_may_be_missing_is_not_told_and_what_systemd_waits_for_is(tmp_path: Path) -> None:
+    tree = a_root(tmp_path / "tree")
+    uuid_of = "UUID=11111111-2222-3333-4444-555555555555"
+    (tree / "etc/fstab").write_text(
+        f"\t# x\n{uuid_of}\t/a\text4\tdefaults,nofail,x-systemd.automount\t0\t2\n/dev/sdb1 /b xfs noauto 0 0\n"
+        "LABEL=my\\040disk /c ext4 defaults 0 0\n/dev/disk/by-label/my\\x20disk /d ext4 defaults 0 0\n"
+        "/srv/x /e none bind 0 0\nserver:/f /f nfs _netdev 0 0\n/dev/mapper/gone /g ext4 nofailing 0 0\n"
+    )
+    (tree / "etc/crypttab").write_text(
+        f"# x\ndata {uuid_of} none luks\nspare /dev/sdc1 none luks,noauto\n\x1b[2J /dev/sdd1\nfile /srv/x none\n"
+    )
+    units = tree / "etc/systemd/system"
+    for name in ("local-fs.target.wants", "swap.target.requires"):
+        (units / name).mkdir(parents=True)
+    (units / "data.mount").write_text("[Mount]\n What = /dev/sdb1 \nWhere=/data\n")
+    (units / "other.mount").write_text("[Mount]\nWhat=/dev/sde1\nWhere=/other\n")  # not enabled
+    (units / "tmp.mount").write_text("[Mount]\nWhat=tmpfs\nWhere=/tmp\n")
+    (units / "dev-sda2.swap").write_text("[Swap]\nWhat=LABEL=swap\n")
+    for place, name in (("local-fs.target.wants", "data.mount"), ("local-fs.target.wants", "tmp.mount"),
+                        ("local-fs.target.wants", "gone.mount"), ("swap.target.requires", "dev-sda2.swap")):  # fmt: skip
+        (units / place / name).symlink_to(f"../{name}")
+    fstab, mounts = shortcomings(made(tmp_path / "image", tree, "-L", "my disk"))
+    assert "names what no machine has: /dev/mapper/gone ('/g')." in fstab
+    assert "no machine has: data.mount (/dev/sdb1), dev-sda2.swap (LABEL=swap)." in mounts
+    # crypttab counts where systemd reads it.
+    generators = tree / "usr/lib/systemd/system-generators"
+    generators.mkdir()
+    (generators / "systemd-cryptsetup-generator").write_text("x")
+    _, crypttab, _ = shortcomings(made(tmp_path / "image", tree, "-L", "my disk"))
+    assert f"no machine has: {uuid_of} ('data'), /dev/sdd1 ('\\x1b[2J')." in crypttab
+
+
+@pytest.mark.fault(47)
+def test_a_first_stage_and_a_layer_are_told(tmp_path: Path) -> None:
+    tree = a_root(tmp_path / "tree")
+    (tree / "debootstrap").mkdir()
+    (tree / "debootstrap/debootstrap").touch()
+    (tree / "etc/.wh.passwd\x1b").touch()
+    notes = Notes()
+    given = {"work": tmp_path, "size_mib": None, "progress": notes}
+    sources.convert(tree, sources.Kind.DIRECTORY, tmp_path / "image", **given)  # type: ignore[arg-type]
+    assert "one layer of a container's image" in notes[0]
+    assert "'etc/.wh.passwd\\x1b'" in notes[0]
+    assert "--second-stage" in shortcomings(tmp_path / "image")[0]
+    (tree / "etc/.wh.passwd\x1b").unlink()
+    assert sources._content(tree).whiteout == ""
+    os.mknod(tree / "etc/gone", 0o20000, 0)  # as overlayfs marks it
+    assert sources._content(tree).whiteout == "etc/gone"
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize(
+    ("offset", "value", "words"),
+    [
+        (0x60, b"\xc2\x02\x04", "incompat 0x40000"),
+        (0x60, b"\xca\x02", "incompat 0x8"),
+        (0x64, b"\x6b\x54", "ro_compat 0x5000"),
+        (0xE0, b"\0\0\0\0\x01", "journal on another disk"),
+        (0x3A, b"\x03", "marked as damaged"),
+    ],
+)
+def test_what_a_kernel_may_not_mount_is_told(tmp_path: Path, offset: int, value: bytes, words: str) -> None:
+    image = made(tmp_path / "image", a_root(tmp_path / "tree"))
+    with image.open("r+b") as stream:
+        stream.seek(1024 + offset)
+        stream.write(value)
+    (told,) = shortcomings(image)
+    assert words in told
+
+
+def test_what_newer_tools_make_and_kernels_mount_is_not_told(tmp_path: Path) -> None:
+    tree = a_root(tmp_path / "tree")
+    for options in ("orphan_file", "encrypt,casefold,verity", "quota,project,inline_data", "bigalloc", "^has_journal"):
+        assert shortcomings(made(tmp_path / "image", tree, "-O", options, size="64M")) == [], options
+    large = shortcomings(made(tmp_path / "image", tree, "-b", "65536", size="64M"))
+    assert "blocks of 65536 bytes" in large[0]
+    grouped = shortcomings(made(tmp_path / "image", tree, "-O", "meta_bg,^resize_inode"))
+    assert "not looked at" in grouped[0]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -416,4 +498,4 @@ def test_a_damaged_file_system_is_never_a_traceback(tmp_path: Path) -> None:
         image.write_bytes(content[: dice.choice((len(content), 4096, 70_000))])
         shortcomings(image)
     assert issubclass(UnreadableError, Exception)
-    assert inside.INITS[0] == "/sbin/init"
+    assert lacks.INITS[0] == "/sbin/init"
