@@ -69,6 +69,34 @@ def test_a_tree_below_one_directory(shared_host: Host, tmp_path: Path) -> None:
     shared_host.vmm("image", "delete", "given")
 
 
+def test_a_unified_archive_of_incus_and_a_bundle(shared_host: Host, tmp_path: Path) -> None:
+    for name in ("metadata.yaml", "config.json"):
+        top = tmp_path / name.partition(".")[0]
+        a_root(top / "rootfs")
+        (top / name).write_text("{}")
+        sh("tar", "-C", str(top), "-cf", str(tmp_path / "it.tar"), ".")
+        for path in (top, tmp_path / "it.tar"):
+            done = shared_host.vmm("image", "import", str(path), "--name", "given", "--force")
+            assert f"below rootfs/: that is taken. What lies beside it is left out: '{name}'." in done.stderr
+            assert "no init" not in done.stderr
+    shared_host.vmm("image", "delete", "given")
+
+
+def test_archives_that_hold_the_root_in_another_archive(shared_host: Host, tmp_path: Path) -> None:
+    sh("tar", "-C", str(a_root(tmp_path / "root")), "-cJf", str(tmp_path / "rootfs.tar.xz"), ".")
+    for name in ("meta", "saved"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "meta/metadata.yaml").write_text("architecture: x86_64\n")
+    (tmp_path / "saved/0123").mkdir()
+    sh("cp", str(tmp_path / "rootfs.tar.xz"), str(tmp_path / "saved/0123/layer.tar"))
+    sh("tar", "-C", str(tmp_path / "meta"), "-cJf", str(tmp_path / "meta.tar.xz"), ".")
+    sh("tar", "-C", str(tmp_path / "saved"), "-cf", str(tmp_path / "saved.tar"), ".")
+    sh("tar", "-C", str(tmp_path), "-cf", str(tmp_path / "twice.tar"), "rootfs.tar.xz", "meta.tar.xz")
+    refused(shared_host, tmp_path / "meta.tar.xz", "LXC or Incus", "rootfs.tar.xz")
+    refused(shared_host, tmp_path / "saved.tar", "docker save", "docker export")
+    refused(shared_host, tmp_path / "twice.tar", "what may hold one: 'meta.tar.xz', 'rootfs.tar.xz'")
+
+
 def test_a_tree_without_an_init_and_with_an_fstab_of_another_machine(shared_host: Host, tmp_path: Path) -> None:
     tree = a_root(tmp_path / "tree")
     (tree / "sbin/init").unlink()

@@ -26,6 +26,7 @@ def test_a_kernel_powers_off_halts_reboots_and_panics_and_each_is_told(stocked: 
     modules = next(parts.glob("lib/modules/*"))
     said = stocked.vmm("kernel", "import", str(parts / "vmlinuz"), "--modules", str(modules), "--name", kernel.name)
     assert "Warning" not in said.stderr
+    assert "The kernel " not in said.stderr
     size = ("--memory", "256", "--disk", "256", "--engine", "qemu")
     for name in NAMES:
         stocked.vmm("create", name, "--image", "busybox", "--kernel", kernel.name, *size)

@@ -13,8 +13,14 @@ from vmm.model.value import Value
 _AT = 1024
 _LENGTH = 1024
 _MAGIC = 0xEF53
+_COMPAT_JOURNAL = 0x4
 _INCOMPAT_64BIT = 0x80
 _INCOMPAT_EXTENTS = 0x40
+# What Linux 6.1 mounts (fs/ext4/ext4.h, EXT4_FEATURE_INCOMPAT_SUPP), and what it mounts for writing as well.
+_INCOMPAT_KNOWN = 0x3E7D6
+_RO_COMPAT_KNOWN = 0x1A77F
+_HAS_ERRORS = 0x2
+_LARGEST_BLOCK = 4096  # a page of x86-64, and of arm64 as distributions build it
 
 
 class Superblock(Value):
@@ -54,6 +60,29 @@ def is_ext4(head: bytes) -> bool:
     magic = struct.unpack_from("<H", head, _AT + 0x38)[0]
     incompatible = struct.unpack_from("<I", head, _AT + 0x60)[0]
     return magic == _MAGIC and bool(incompatible & _INCOMPAT_EXTENTS)
+
+
+def superblock_troubles(head: bytes) -> list[str]:
+    """Return why a guest's kernel may not mount this file system, as sentences; `head` are its first 2 KiB."""
+    block = head[_AT:]
+    if not is_ext4(head):
+        return []
+    compat, incompat, ro_compat = struct.unpack_from("<III", block, 0x5C)
+    inode, device = struct.unpack_from("<II", block, 0xE0)
+    size = 1024 << min(struct.unpack_from("<I", block, 0x18)[0], 32)
+    found: list[str] = []
+    if unknown := incompat & ~_INCOMPAT_KNOWN:
+        found.append(f"Its file system has features that Linux 6.1 cannot mount (incompat {unknown:#x}).")
+    if unknown := ro_compat & ~_RO_COMPAT_KNOWN:
+        found.append(f"Its file system has features with which Linux 6.1 only reads it (ro_compat {unknown:#x}).")
+    if size > _LARGEST_BLOCK:
+        found.append(f"Its file system has blocks of {size} bytes; a guest's kernel mounts {_LARGEST_BLOCK} at most.")
+    if compat & _COMPAT_JOURNAL and device and not inode:
+        found.append("Its file system has its journal on another disk, which no machine has.")
+    found = [f"{each} Machines may not boot from it: copy its files, and import the directory." for each in found]
+    if struct.unpack_from("<H", block, 0x3A)[0] & _HAS_ERRORS:
+        found.append("Its file system is marked as damaged. Check it, and import it again: e2fsck -fy IMAGE")
+    return found
 
 
 def _checked(path: Path, block: bytes, length: int) -> Superblock:

@@ -6,7 +6,6 @@ kernel's Documentation/filesystems/ext4 (dynamic structures).
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from vmm.model.value import Value
@@ -52,7 +51,8 @@ class FileSystem:
         if log > 6:
             raise UnreadableError(f"blocks of 2^{log} KiB")
         self._block = 1024 << log
-        self._first: int = struct.unpack_from("<I", block, 0x14)[0]
+        # The groups' table is in the block behind the superblock's. The first data block does not tell (bigalloc: 0).
+        self._table = (1024 // self._block + 1) * self._block
         self._per_group: int = struct.unpack_from("<I", block, 0x28)[0]
         self._inode_size: int = struct.unpack_from("<H", block, 0x58)[0]
         features: int = struct.unpack_from("<I", block, 0x60)[0]
@@ -109,7 +109,7 @@ class FileSystem:
 
     def _inode(self, number: int) -> Inode:
         group, index = divmod(number - 1, self._per_group)
-        table = self._at((self._first + 1) * self._block + group * self._descriptor, self._descriptor)
+        table = self._at(self._table + group * self._descriptor, self._descriptor)
         start = struct.unpack_from("<I", table, 8)[0]
         if self._descriptor >= 64:
             start |= struct.unpack_from("<I", table, 0x28)[0] << 32
@@ -200,64 +200,3 @@ class FileSystem:
         if len(data) < count:
             raise UnreadableError("it is shorter than it says")
         return data
-
-
-INITS = ("/sbin/init", "/etc/init", "/bin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd")
-_SSHDS = ("/usr/sbin/sshd", "/usr/bin/sshd", "/sbin/sshd", "/usr/local/sbin/sshd")
-_FOREIGN_TYPES = ("9p", "virtiofs", "vboxsf", "prl_fs")
-
-
-def shortcomings(path: Path) -> list[str]:
-    """Return what a machine made from this image will lack, as sentences; what cannot be read is not judged."""
-    try:
-        with path.open("rb") as stream:
-            return _shortcomings(FileSystem(stream))
-    except (UnreadableError, struct.error, OSError, OverflowError, ValueError):
-        return []
-
-
-def _shortcomings(root: FileSystem) -> list[str]:
-    if set(root.names("/")) <= {"lost+found"}:
-        return ["The image is empty: no machine can boot from it."]
-    found: list[str] = []
-    if not any(root.is_program(init) for init in INITS):
-        found.append(
-            "The image has no init (/sbin/init): no machine can boot from it. Images of containers have none;"
-            " install one in it (Debian: systemd-sysv), with udev and an ssh server, and import it again."
-        )
-    elif not any(root.is_program(sshd) for sshd in _SSHDS):
-        found.append(
-            "The image has no ssh server: `vmm ssh`, `exec` and a stop by the guest will not work. Install one in it"
-            " (Debian: openssh-server), and import it again."
-        )
-    absent = _absent(root)
-    if absent:
-        found.append(f"Its /etc/fstab names what no machine has: {', '.join(absent)}. Machines boot without it.")
-    return found
-
-
-def _absent(root: FileSystem) -> list[str]:
-    """Return what of /etc/fstab will not be there: a machine's only disk is this file system, as /dev/vda."""
-    lines = (root.read("/etc/fstab") or b"").decode(errors="replace").splitlines()
-    rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return [
-        repr(row[0])[1:-1][:60] + f" ({row[1][:40]!r})"
-        for row in rows
-        if len(row) >= 3 and _is_absent(root, row[0].replace('"', ""), row[2])
-    ][:10]
-
-
-def _is_absent(root: FileSystem, spec: str, kind: str) -> bool:
-    key, equals, value = spec.partition("=")
-    if spec.startswith("/dev/disk/by-"):
-        key, value = spec.removeprefix("/dev/disk/by-").split("/", 1) if spec.count("/") > 3 else ("", "")
-        key, equals = key.upper(), "="
-    if equals and key == "UUID":
-        return value.replace("-", "").lower() != root.uuid
-    if equals and key == "LABEL":
-        return value != root.label
-    if equals and key in ("PARTUUID", "PARTLABEL", "ID", "PATH"):
-        return True
-    if spec.startswith("/dev/"):
-        return spec != "/dev/vda"
-    return kind in _FOREIGN_TYPES

@@ -112,23 +112,27 @@ class KernelLibrary(Value):
         self, path: Path, name: str, *, modules: Path | None, stage1: bool, force: bool, progress: Progress
     ) -> Kernel:
         """Import a vmlinux or bzImage with its /lib/modules/VERSION; `stage1` false: it mounts /dev/vda itself."""
+        from vmm.images.kernel_parts import parts_lacking
         from vmm.images.modules import find_tree
         from vmm.images.vmlinux import extract_vmlinux
 
         valid_name(name, what="kernel")
         with self._shelf.adding(name, force=force) as new, progress.step(f"Importing {path.name}"):
             extract_vmlinux(path, new / "vmlinux", staging=new.parent)
-            if stage1:
-                self._add_stage1(new, modules)
+            loaded = self._add_stage1(new, modules) if stage1 else ()
+            for lacking in parts_lacking(new / "vmlinux", loaded, stage1=stage1):
+                progress.note(lacking)
             version = find_tree(modules).name if modules else path.name
             self._describe(new, version=version, source=f"file {path.name}", stage1=stage1)
         return self.get(name)
 
-    def _add_stage1(self, new: Path, modules: Path | None) -> None:
+    def _add_stage1(self, new: Path, modules: Path | None) -> Sequence[tuple[str, bytes]]:
+        """Make the kernel's stage-1, and return the modules in it."""
         from vmm.images.modules import find_tree, in_load_order
 
         loaded = in_load_order(find_tree(modules)) if modules is not None else []
         self.build_stage1(loaded, new / "stage1.cpio.gz")
+        return loaded
 
     def _describe(self, new: Path, *, version: str, source: str, stage1: bool = True) -> None:
         from vmm.images.kernel_words import lacking

@@ -90,7 +90,7 @@ class ImageLibrary(Value):
     def import_path(self, path: Path, name: str, *, size_mib: int | None, force: bool, progress: Progress) -> Image:
         """Import an ext4 file, a directory or a tar; `size_mib` for the latter two, else what they need."""
         from vmm.images import sources
-        from vmm.images.inside import shortcomings
+        from vmm.images.lacks import shortcomings
 
         valid_name(name, what="image")
         kind = sources.kind_of(path)

@@ -40,6 +40,10 @@ PACKINGS = (
     Packing(name="zstd", magic=b"\x28\xb5\x2f\xfd", argv=("zstd", "-q", "-d", "-c"), package="zstd"),
     # The legacy frame: what the kernel's build makes.
     Packing(name="lz4", magic=b"\x02\x21\x4c\x18", argv=("lz4", "-q", "-d", "-c"), package="lz4"),
+    Packing(name="lz4", magic=b"\x04\x22\x4d\x18", argv=("lz4", "-q", "-d", "-c"), package="lz4"),
+    # The older format of xz's makers: its usual properties, then a dictionary of whole 64 KiB.
+    Packing(name="xz", magic=b"\x5d\0\0", argv=("xz", "-q", "-d", "-c", "-M", "256MiB"), package="xz-utils"),
+    Packing(name="lzop", magic=b"\x89LZO\0\r\n\x1a\n", argv=("lzop", "-q", "-d", "-c"), package="lzop"),
 )
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ from vmm.host.reading import open_plain
 from vmm.images.ext4 import is_ext4, read_superblock
 from vmm.images.packed import Packing, packing_of, unpacked
 from vmm.images.recognize import HEAD_BYTES, refuse_foreign, refuse_packed
-from vmm.images.tarball import is_header
+from vmm.images.tarball import is_header, shown
 from vmm.images.trees import root_of
 from vmm.images.unpack import LARGEST_BYTES, MIB, unpack
 from vmm.model.progress import Progress
@@ -95,8 +96,7 @@ def convert(path: Path, kind: Kind, out: Path, *, work: Path, size_mib: int | No
                 files.copy_disk(path, out, size_mib=0)
         case Kind.DIRECTORY:
             root = root_of(path, name=str(path), progress=progress)
-            with progress.step("Making the file system"):
-                make_ext4(root, out, size_mib=size_mib)
+            _make(root, out, size_mib=size_mib, progress=progress)
         case Kind.TAR:
             tree = work / "tree"
             with progress.step(f"Unpacking {path.name}"):
@@ -104,12 +104,21 @@ def convert(path: Path, kind: Kind, out: Path, *, work: Path, size_mib: int | No
                 # A plain one's first file may be called as a packed one begins.
                 unpack(path, None if is_header(head) else packing_of(head), tree, progress=progress)
             root = root_of(tree, name=str(path), progress=progress)
-            with progress.step("Making the file system"):
-                make_ext4(root, out, size_mib=size_mib)
+            _make(root, out, size_mib=size_mib, progress=progress)
 
 
-def make_ext4(tree: Path, out: Path, *, size_mib: int | None) -> None:
-    """Make an ext4 file system with the content of `tree`; its size is `size_mib`, or what the content needs.
+def _make(root: Path, out: Path, *, size_mib: int | None, progress: Progress) -> None:
+    with progress.step("Making the file system"):
+        whiteout = make_ext4(root, out, size_mib=size_mib).whiteout
+    if whiteout:
+        progress.note(
+            f"It is one layer of a container's image, and not the whole root: {shown(os.fsencode(whiteout))} says that"
+            " a file of a layer below is gone. Import what `docker export` writes of a container."
+        )
+
+
+def make_ext4(tree: Path, out: Path, *, size_mib: int | None) -> "Content":
+    """Make an ext4 file system with the content of `tree`, and return that; its size is `size_mib`, or what it needs.
 
     Raises:
         UsageError: the content does not fit into `size_mib`.
@@ -130,6 +139,7 @@ def make_ext4(tree: Path, out: Path, *, size_mib: int | None) -> None:
     options = ["-q", "-F", "-t", "ext4", "-m", "1", *_inodes(content.files, size * MIB)]
     # Absolute: a name is no option then, and `-` is a directory and not what comes in (mke2fs reads a tar from there).
     process.run(["mke2fs", *options, "-d", str(tree.absolute()), str(out.absolute()), f"{size}M"], timeout_s=_CONVERT_S)
+    return content
 
 
 def _inodes(files_there: int, size: int) -> list[str]:
@@ -141,20 +151,27 @@ def _inodes(files_there: int, size: int) -> list[str]:
 
 
 class Content(Value):
-    """What a tree holds: bytes in blocks (holes are none), and files of any kind."""
+    """What a tree holds: bytes in blocks (holes are none), and files of any kind.
+
+    `whiteout` is one of the marks for a file that is gone, which a layer of a container's image has; empty for none.
+    """
 
     stored: int
     files: int
+    whiteout: str = ""
 
 
 def _content(tree: Path) -> Content:
     """Return what lies below `tree`; links are not followed, and a file of several names counts once."""
     stored = count = size = 0
+    whiteout = ""
     seen: set[tuple[int, int]] = set()
     try:
         for entry in _walk(tree):
             found = entry.stat(follow_symlinks=False)
             count += 1
+            if _is_whiteout(entry.name, found):
+                whiteout = os.path.relpath(entry.path, tree)
             if found.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
                 if (found.st_dev, found.st_ino) in seen:
                     continue
@@ -171,7 +188,12 @@ def _content(tree: Path) -> Content:
             details=f"Its files have {size // MIB} MiB, holes included; the largest disk has {DISK_MIB[1]} MiB.",
             resolution="Leave out what a root file system does not need.",
         )
-    return Content(stored=stored, files=count)
+    return Content(stored=stored, files=count, whiteout=whiteout)
+
+
+def _is_whiteout(name: str, found: os.stat_result) -> bool:
+    """Whether it is a mark of an image's layer (OCI's, "Whiteouts"), or the kernel's own (overlayfs: a device 0, 0)."""
+    return name.startswith(".wh.") or (stat.S_ISCHR(found.st_mode) and found.st_rdev == 0)
 
 
 def _walk(top: Path) -> Iterator[os.DirEntry[str]]:

@@ -2,13 +2,16 @@
 
 import os
 import platform
+import shlex
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from vmm.errors import HostError, ImageError
 from vmm.host.reading import open_plain
 from vmm.images.packed import packing_of, unpacked
+from vmm.images.recognize import format_of
 
 # No kernel comes near this; what is larger, or expands further, is none.
 MOST_BYTES = 512 * 1024 * 1024
@@ -17,6 +20,29 @@ _HEAD_BYTES = 4096
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}  # EM_X86_64, EM_AARCH64 (elf.h)
 # The arm64 boot header's magic at offset 56 (the kernel's Documentation/arch/arm64/booting).
 _ARM64_MAGIC = b"ARM\x64"
+_GIVE = "Give a vmlinux or a vmlinuz, such as /boot/vmlinuz-$(uname -r)."
+# Of an ELF file (elf.h): what can be linked, a program of any address (which an x86 kernel is not), a dump of memory.
+_NO_KERNELS = {1: "an object file, or a module of a kernel", 3: "a program, or a library", 4: "a dump of memory"}
+_Found = Callable[[bytes], bool]
+# Other shapes of kernels: how the first 4 KiB tell, what it is, what to do.
+_OTHERS: tuple[tuple[_Found, str, str], ...] = (
+    (
+        lambda head: head[:2] == b"MZ" and b".linux\0\0" in head,
+        "It is a unified kernel image (UKI): a program for EFI with a kernel and an initramfs in it",
+        "Take the kernel out: objcopy -O binary --only-section=.linux {path} vmlinuz; then import vmlinuz",
+    ),
+    (
+        lambda head: head[:2] == b"MZ" and head[4:8] == b"zimg",
+        "It is a compressed kernel that only EFI unpacks (vmlinuz.efi)",
+        "Give the kernel's Image, uncompressed, or its vmlinux.",
+    ),
+    (
+        lambda head: head[:4] == b"\x27\x05\x19\x56",
+        "It is an image for U-Boot (uImage)",
+        "Give the kernel's vmlinux or Image.",
+    ),
+    (lambda head: head[:8] == b"ANDROID!", "It is a boot image of Android", "Give the kernel that is in it."),
+)
 _GZIP = b"\x1f\x8b"
 
 
@@ -57,9 +83,7 @@ def _cut_out(stream: BinaryIO, packed: Path, kernel: Path, head: bytes) -> None:
     start, length = 0, os.fstat(stream.fileno()).st_size
     if head[:2] != _GZIP:  # an arm64 vmlinuz is nothing but a compressed Image
         if len(head) < 0x260 or head[0x202:0x206] != b"HdrS":
-            raise _no_kernel(
-                kernel, f"It is neither an ELF vmlinux nor a bzImage; it begins with {head[:8].hex(' ') or 'nothing'}"
-            )
+            raise _foreign(kernel, head)
         offset, found = struct.unpack_from("<II", head, 0x248)
         start = ((head[0x1F1] or 4) + 1) * 512 + offset
         if found < 8 or start + found > length:
@@ -128,27 +152,45 @@ def _check(kernel: Path, out: Path) -> None:
         head = stream.read(64)
     if arch == "aarch64" and head[56:60] == _ARM64_MAGIC:
         return
+    if head[56:60] == _ARM64_MAGIC:
+        raise ImageError(
+            f"The kernel {kernel} is for another machine than this.",
+            details=f"It is an Image for arm64; this host is {arch}.",
+            resolution=f"Give a 64-bit kernel for {arch}.",
+        )
     if head[:4] != b"\x7fELF" or len(head) < 64:
         raise ImageError(
             f"{kernel} holds no kernel that an engine can boot.",
             details=f"It unpacks to {size} bytes that are no ELF file.",
             resolution="Give the kernel of this host's architecture as vmlinux or vmlinuz.",
         )
-    machine = struct.unpack_from("<H", head, 18)[0]
+    kind, machine = struct.unpack_from("<HH", head, 16)
     if head[4] != 2 or machine != _ELF_MACHINES.get(arch):
         raise ImageError(
             f"The kernel {kernel} is for another machine than this.",
             details=f"It is a {64 if head[4] == 2 else 32}-bit ELF for machine {machine}; this host is {arch}.",
             resolution=f"Give a 64-bit kernel for {arch}.",
         )
+    if kind in _NO_KERNELS and (arch, kind) != ("aarch64", 3):
+        raise _no_kernel(kernel, f"It is {_NO_KERNELS[kind]}")
 
 
-def _no_kernel(kernel: Path, why: str) -> ImageError:
-    return ImageError(
-        f"{kernel} is not a kernel.",
-        details=f"{why}.",
-        resolution="Give a vmlinux or a vmlinuz, such as /boot/vmlinuz-$(uname -r).",
-    )
+def _foreign(kernel: Path, head: bytes) -> ImageError:
+    """Return the error for a file that is none of the kinds that are taken, by its name where that is known."""
+    word = shlex.quote(str(kernel))
+    for found, why, advice in _OTHERS:
+        if found(head):
+            return _no_kernel(kernel, why, advice.format(path=word))
+    if (packing := packing_of(head)) is not None:
+        advice = f"Unpack it: {packing.name} -d -c {word} >unpacked; if that is a kernel: vmm kernel import unpacked"
+        return _no_kernel(kernel, f"It is a file that is packed ({packing.name}): a kernel, or an initramfs", advice)
+    known, begins = format_of(head), head[:8].hex(" ") or "nothing"
+    neither = f"It is neither an ELF vmlinux nor a bzImage; it begins with {begins}"
+    return _no_kernel(kernel, f"It is {known.name}" if known else neither)
+
+
+def _no_kernel(kernel: Path, why: str, advice: str = _GIVE) -> ImageError:
+    return ImageError(f"{kernel} is not a kernel.", details=f"{why}.", resolution=advice)
 
 
 def _too_large(kernel: Path, why: str) -> ImageError:
