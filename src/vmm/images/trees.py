@@ -144,7 +144,7 @@ def _refuse_other(tree: Path, names: set[str], name: str) -> None:
         raise _refused(
             name,
             f"There is no root file system in it, but what may hold one: {_listed(files)}.",
-            "Give the file with the root file system (an archive has to be unpacked first). vmm image import FILE",
+            "Take the one with the root file system out, and import that: vmm image import FILE --name NAME",
         )
     if "metadata.yaml" in names or {"create-message", "excludes-user"} & names:
         raise _refused(

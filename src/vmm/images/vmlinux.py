@@ -182,7 +182,7 @@ def _foreign(kernel: Path, head: bytes) -> ImageError:
         if found(head):
             return _no_kernel(kernel, why, advice.format(path=word))
     if (packing := packing_of(head)) is not None:
-        advice = f"Unpack it: {packing.name} -d -c {word} >unpacked; if that is a kernel: vmm kernel import unpacked"
+        advice = f"Unpack it, and import what comes if that is a kernel: {packing.name} -d -c {word} >unpacked"
         return _no_kernel(kernel, f"It is a file that is packed ({packing.name}): a kernel, or an initramfs", advice)
     known, begins = format_of(head), head[:8].hex(" ") or "nothing"
     neither = f"It is neither an ELF vmlinux nor a bzImage; it begins with {begins}"
