@@ -311,6 +311,37 @@ def test_a_place_for_jails_that_others_can_write_to_is_refused(lab: Host, bait: 
 
 
 @pytest.mark.fault(26)
+def test_what_only_looks_runs_nothing_that_others_may_have_chosen(lab: Host, tmp_path: Path) -> None:
+    lab.vmm("create", "m", *SMALL)
+    lab.start("m")
+    program, ran = tmp_path / "program", tmp_path / "ran"
+    program.write_text(f"#!/bin/sh\necho ran >> {ran}\necho Firecracker v1.15.1\n")
+    program.chmod(0o755)
+    for supervisor in lab.supervisors():
+        os.kill(supervisor, signal.SIGKILL)
+    file = lab.data_dir / "config" / "config.toml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f'firecracker = "{program}"\nqemu = "{program}"\n')
+    os.chown(file.parent, NOBODY, NOBODY)
+    os.chown(lab.data_dir, NOBODY, NOBODY)
+    try:
+        checks = {
+            check["name"]: check for check in json.loads(lab.vmm("doctor", "--output", "json", check=False).stdout)
+        }
+        assert "others can write there" in checks["firecracker"]["detail"]
+        assert "others can write there" in checks["data directory"]["detail"]
+        lab.vmm("version", "--output", "json")
+        lab.vmm("list")
+        assert not ran.exists()
+        assert lab.supervisors() == []
+    finally:
+        os.chown(lab.data_dir, 0, 0)
+        shutil.rmtree(file.parent)
+    lab.vmm("list")
+    wait_for(lab.supervisors)
+
+
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("way", ["a link", "a directory", "a directory with a link in it", "a file", "a link above"])
 def test_a_jail_that_others_prepared_is_refused_and_left_alone(lab: Host, bait: Path, way: str) -> None:
     """As they could have while the place was still open to them."""

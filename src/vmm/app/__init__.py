@@ -202,6 +202,8 @@ class HostSite:
             from vmm.host import files
 
             if not files.is_locked(self.config.paths.supervisor) and self.store.any_live():
+                # To look into what others have written is no wish to have root act on it.
+                files.refuse_unsafe(self.config.paths.data_dir)
                 self.ensure_supervisor()
 
     def memory_mib(self) -> int:

@@ -8,7 +8,7 @@ from vmm.app import HostSite
 from vmm.engines.choice import KvmReport, kvm_report, qemu_program
 from vmm.engines.firecracker import releases
 from vmm.engines.firecracker.jail import refuse_unsafe
-from vmm.errors import ConflictError, NotFoundError, VmmError
+from vmm.errors import ConflictError, HostError, NotFoundError, VmmError
 from vmm.host import accounts, cgroups, files, packages, probes, systemd
 from vmm.model.facts import Answer, Moment, Standing
 from vmm.model.lifecycle import LIVE
@@ -27,11 +27,9 @@ def examine(site: HostSite) -> tuple[Check, ...]:
     checks: tuple[Callable[[], Check], ...] = (
         lambda: _kvm(report),
         lambda: _engine(site),
-        lambda: _firecracker(site),
-        lambda: _jailer(site),
+        *_engines_programs(site, report),
         lambda: _jails(site),
         _cgroups,
-        lambda: _qemu(site, report),
         _programs,
         _tun,
         _nftables,
@@ -49,9 +47,28 @@ def examine(site: HostSite) -> tuple[Check, ...]:
     return (*(_safely(check) for check in checks), *needed)
 
 
+def _engines_programs(site: HostSite, report: KvmReport) -> tuple[Callable[[], Check], ...]:
+    """Return the checks that run the engines' programs; none for root where others may have chosen which these are."""
+    error = _untrusted(site)
+    if error is not None:
+        found = _bad("firecracker", f"it is not run to be asked, nor qemu: {error.details}", error.resolution)
+        return (lambda: found,)
+    return (lambda: _firecracker(site), lambda: _jailer(site), lambda: _qemu(site, report))
+
+
+def _untrusted(site: HostSite) -> HostError | None:
+    try:
+        files.refuse_unsafe(site.config.paths.data_dir)
+    except HostError as error:
+        return error
+    return None
+
+
 def engine_versions(site: HostSite) -> dict[str, str | None]:
-    """Return the version of each engine's program, None for one that is not there."""
+    """Return the version of each engine's program, None for one that is not there, or that others may have chosen."""
     found: dict[str, str | None] = {"firecracker": None, "qemu": None}
+    if _untrusted(site) is not None:
+        return found
     if site.firecracker.is_file():
         found["firecracker"] = releases.version_of(site.firecracker)
     qemu = qemu_program(site.config.qemu)

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ETC = Path("/etc")
+# What systemd gives out as it needs it, and no file says (systemd's UIDS-GIDS; LXD's usual range is within the last).
+_GIVEN_OUT = (
+    ("what systemd-homed gives to its users", 60001, 60513),
+    ("what systemd gives to services with DynamicUser=", 61184, 65519),
+    ("nobody's, or no id where ids have 16 bits", 65534, 65535),
+    ("what systemd-nspawn gives to its containers", 524288, 1879048191),
+)
 # A host with a hundred thousand accounts has some MiB of them.
 _MOST_BYTES = 16 * 1024 * 1024
 
@@ -19,7 +26,7 @@ def refuse_taken(uids: tuple[int, int], *, etc: Path = _ETC, everyone: bool = Fa
     """Raise ConflictError where a user, a group or someone's range of subordinate ids lies within `uids`.
 
     What is in files is read, which takes a tenth of a millisecond; with `everyone` the accounts that the system's
-    other sources list (a directory service) are looked at too.
+    other sources list (a directory service) are looked at too, and what systemd gives out by itself.
     """
     first, last = uids
     for what, begin, end in _taken(etc):
@@ -34,6 +41,9 @@ def refuse_taken(uids: tuple[int, int], *, etc: Path = _ETC, everyone: bool = Fa
         for what, number in ids:
             if first <= number <= last:
                 raise _clash(uids, what, number, number)
+        for what, begin, end in _GIVEN_OUT:
+            if begin <= last and first <= end:
+                raise _clash(uids, what, begin, end)
 
 
 def _taken(etc: Path) -> Iterator[tuple[str, int, int]]:
@@ -61,6 +71,6 @@ def _clash(uids: tuple[int, int], what: str, begin: int, end: int) -> ConflictEr
     which = str(begin) if begin == end else f"{begin}-{end}"
     return ConflictError(
         "The range of user ids for machines holds some that are taken.",
-        details=f"uid_range is {uids[0]}-{uids[1]}, and {which} is {what}: an engine would have that account's rights.",
+        details=f"uid_range is {uids[0]}-{uids[1]}, and {which} is {what}: an engine would have its owner's rights.",
         resolution="Choose one that is nobody's: sudo vmm config set uid_range 1879048192-1879113727",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vmm.errors import HostError
 from vmm.host import files, mounts
 from vmm.model.facts import Answer, not_ok, ok, unseen
 
@@ -19,6 +20,10 @@ def data_directory(path: Path) -> Answer:
         return not_ok(
             name, f"{path} lies on {network}, where locks cannot be trusted", "choose another --data-dir", fatal=True
         )
+    try:
+        files.refuse_unsafe(path)
+    except HostError as error:
+        return not_ok(name, error.details, error.resolution, fatal=True)
     where, options = mounts.options_of(path)
     wrong = sorted({"nodev", "noexec"} & options)
     if not wrong:

@@ -40,6 +40,27 @@ def test_one_that_is_nobodys_is_taken(etc: Path, uids: tuple[int, int]) -> None:
     refuse_taken(uids, etc=etc / "nosuch")
 
 
+@pytest.mark.fault(43)
+@pytest.mark.parametrize(
+    ("uids", "whose"),
+    [
+        ((60100, 60200), "systemd-homed"),
+        ((61184, 62000), "DynamicUser="),
+        ((65535, 65600), "16 bits"),
+        ((1000000, 1065535), "systemd-nspawn"),
+        ((UIDS[0] - 1, UIDS[1]), "systemd-nspawn"),
+    ],
+)
+def test_what_is_given_out_without_a_file_is_refused_where_it_is_chosen(
+    etc: Path, uids: tuple[int, int], whose: str
+) -> None:
+    with pytest.raises(ConflictError) as caught:
+        refuse_taken(uids, etc=etc, everyone=True)
+    assert whose in caught.value.details
+    # What runs by it goes on, and doctor says so.
+    refuse_taken(uids, etc=etc)
+
+
 def test_this_hosts_users_are_seen() -> None:
     refuse_taken(UIDS, everyone=True)
     with pytest.raises(ConflictError):

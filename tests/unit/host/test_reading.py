@@ -87,6 +87,7 @@ ALLOWED = {
     ("host/own_group.py", "read_text"), ("host/cgroups.py", "read_text"), ("host/memory.py", "read_text"),  # /proc, cgroups
     ("host/identity.py", "read_text"), ("host/identity.py", "read_bytes"), ("engines/firecracker/engine.py", "read_text"),  # /proc
     ("network/links.py", "read_text"), ("engines/choice.py", "read_text"), ("engines/qemu/engine.py", "read_text"),  # /proc
+    ("engines/emulation.py", "open"),  # /proc
     ("host/process.py", "fdopen"),  # memory of our own
     ("__main__.py", "fdopen"),  # what is written to
     ("host/accounts.py", "open"),  # the host's own table of users
