@@ -371,3 +371,40 @@ def test_no_name_is_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     render.machines([], "name")
     render.images([], [], "name")
     assert capsys.readouterr().out == ""
+
+
+# What the pages show
+
+
+def errors_in(text: str) -> list[str]:
+    return re.findall(r"^Error: (.+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if errors_in(path.read_text(encoding="utf-8"))], ids=lambda path: path.name
+)
+def test_errors_that_are_shown_are_those_of_the_code(path: Path) -> None:
+    code = "".join(source.read_text(encoding="utf-8") for source in sorted(SOURCE.rglob("*.py")))
+    for brief in errors_in(path.read_text(encoding="utf-8")):
+        # Up to the name of a machine, which the code has as a field.
+        assert brief.partition(" '")[0] in code, brief
+
+
+def test_the_listing_of_the_readme_is_the_real_one(capsys: pytest.CaptureFixture[str]) -> None:
+    dev = a_machine("dev", state=MachineState.RUNNING, engine=EngineName.FIRECRACKER)
+    render.machines([MachineView(machine=dev)], "table")
+    assert capsys.readouterr().out in page("README.md")
+
+
+def test_scripts_take_the_options_that_are_named() -> None:
+    named = {
+        (script, option)
+        for path in PAGES
+        for line in path.read_text(encoding="utf-8").splitlines()
+        for script in re.findall(r"scripts/(\w+)", line)
+        for option in re.findall(r"`(--[\w-]+)`", line)
+        if "vmm " not in line
+    }
+    assert ("uninstall", "--purge") in named
+    for script, option in named:
+        assert option in page(f"scripts/{script}"), (script, option)
