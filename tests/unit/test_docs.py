@@ -4,16 +4,23 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
 from machines import a_machine
 
 from vmm import config
+from vmm.app.database import Restored
+from vmm.app.doctor import engine_versions
 from vmm.cli import render
+from vmm.cli.commands import db
 from vmm.cli.main import cli
+from vmm.cli.options import Settings
 from vmm.config import Config, Paths
 from vmm.engines.firecracker import jail, releases
+from vmm.engines.qemu import engine as qemu
 from vmm.errors import ExitCode, VmmError
 from vmm.host import process, systemd
 from vmm.model import hearing, limits, network, sizes
@@ -35,6 +42,7 @@ from vmm.network import dns, managers, tables
 from vmm.operations.reconcile import Repair
 from vmm.operations.stop import STOP_TIMEOUT_S
 from vmm.storage import backup, events, machine_files, reserve
+from vmm.storage.rebuild import Left
 
 TOP = Path(__file__).parents[2]
 SOURCE = TOP / "src" / "vmm"
@@ -130,6 +138,15 @@ def test_the_options_of_limits_are_those_there_are() -> None:
     known |= {f"--{name.replace('_', '-')}" for name in Limits.__annotations__ if name.startswith("io_")}
     named = {word.split()[0] for row in rows(section(SECURITY, "Limits"))[1:] for word in quoted(row[0])}
     assert named == known
+
+
+def test_the_sandbox_of_qemu_is_what_the_page_says() -> None:
+    on, *denied = qemu._SANDBOX.split(",")  # pyright: ignore[reportPrivateUsage]
+    assert on == "on"
+    said = re.search(r"The filter is `-sandbox on` with (.*?) denied\. (.*?) is left", in_one_line(SECURITY))
+    assert said is not None
+    assert {f"{name}=deny" for name in quoted(said[1])} == set(denied)
+    assert quoted(said[2]) == {"elevateprivileges=deny"}
 
 
 # Numbers
@@ -354,6 +371,20 @@ def test_listings_have_the_keys_that_are_named(heading, show, values, capsys: py
     printed = {key for row in json.loads(capsys.readouterr().out) for key in row} - {"damaged"}
     assert keys_of(heading) == printed | values
     assert ("`damaged: true`" in section(JSON, heading)) == (heading in ("Images", "Kernels"))
+
+
+def test_what_was_restored_has_the_keys_that_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    done = Restored(source="/c", kept=None, machines=1, running=("m",), left=(Left(name="n", why="w"),), network=None)
+    with click.Context(cli) as context:
+        context.obj = Settings(output="json")
+        db._tell(done)  # pyright: ignore[reportPrivateUsage]
+    printed = json.loads(capsys.readouterr().out)
+    assert keys_of("The database put back") == set(printed) | set(printed["left"][0]) | {"vms"}
+
+
+def test_versions_have_the_keys_that_are_named() -> None:
+    nowhere: Any = SimpleNamespace(firecracker=Path("/nosuch"), config=SimpleNamespace(qemu="/nosuch"))
+    assert keys_of("Versions") == {"version", *engine_versions(nowhere)}
 
 
 def test_the_configuration_is_shown_under_its_keys() -> None:
