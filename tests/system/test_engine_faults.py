@@ -215,13 +215,16 @@ def test_an_engine_that_goes_bad_while_it_runs_is_listed_and_stopped_in_time(
 
 
 @pytest.mark.fault(14, 15, 31)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "options"),
+    [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ()), (signal.SIGTERM, 143, ("--foreground",))],
+)
 def test_a_start_that_waits_for_a_bad_engine_is_in_no_ones_way_and_ends_when_told_to(
-    bad: BadEngine, number: int, code: int
+    bad: BadEngine, number: int, code: int, options: tuple[str, ...]
 ) -> None:
     host = bad.host
     bad.behaves("silent")
-    with host.popen("start", "firecracker", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as waiting:
+    with host.popen("start", "firecracker", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as waiting:
         wait_for(bad.processes)
         began = time.monotonic()
         assert {row["name"]: row["state"] for row in host.json("list")}["firecracker"] in ("starting", "running")

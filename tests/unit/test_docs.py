@@ -4,16 +4,23 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
 from machines import a_machine
 
 from vmm import config
+from vmm.app.database import Restored
+from vmm.app.doctor import engine_versions
 from vmm.cli import render
+from vmm.cli.commands import db
 from vmm.cli.main import cli
+from vmm.cli.options import Settings
 from vmm.config import Config, Paths
 from vmm.engines.firecracker import jail, releases
+from vmm.engines.qemu import engine as qemu
 from vmm.errors import ExitCode, VmmError
 from vmm.host import process, systemd
 from vmm.model import hearing, limits, network, sizes
@@ -35,6 +42,7 @@ from vmm.network import dns, managers, tables
 from vmm.operations.reconcile import Repair
 from vmm.operations.stop import STOP_TIMEOUT_S
 from vmm.storage import backup, events, machine_files, reserve
+from vmm.storage.rebuild import Left
 
 TOP = Path(__file__).parents[2]
 SOURCE = TOP / "src" / "vmm"
@@ -130,6 +138,15 @@ def test_the_options_of_limits_are_those_there_are() -> None:
     known |= {f"--{name.replace('_', '-')}" for name in Limits.__annotations__ if name.startswith("io_")}
     named = {word.split()[0] for row in rows(section(SECURITY, "Limits"))[1:] for word in quoted(row[0])}
     assert named == known
+
+
+def test_the_sandbox_of_qemu_is_what_the_page_says() -> None:
+    on, *denied = qemu._SANDBOX.split(",")  # pyright: ignore[reportPrivateUsage]
+    assert on == "on"
+    said = re.search(r"The filter is `-sandbox on` with (.*?) denied\. (.*?) is left", in_one_line(SECURITY))
+    assert said is not None
+    assert {f"{name}=deny" for name in quoted(said[1])} == set(denied)
+    assert quoted(said[2]) == {"elevateprivileges=deny"}
 
 
 # Numbers
@@ -356,6 +373,20 @@ def test_listings_have_the_keys_that_are_named(heading, show, values, capsys: py
     assert ("`damaged: true`" in section(JSON, heading)) == (heading in ("Images", "Kernels"))
 
 
+def test_what_was_restored_has_the_keys_that_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    done = Restored(source="/c", kept=None, machines=1, running=("m",), left=(Left(name="n", why="w"),), network=None)
+    with click.Context(cli) as context:
+        context.obj = Settings(output="json")
+        db._tell(done)  # pyright: ignore[reportPrivateUsage]
+    printed = json.loads(capsys.readouterr().out)
+    assert keys_of("The database put back") == set(printed) | set(printed["left"][0]) | {"vms"}
+
+
+def test_versions_have_the_keys_that_are_named() -> None:
+    nowhere: Any = SimpleNamespace(firecracker=Path("/nosuch"), config=SimpleNamespace(qemu="/nosuch"))
+    assert keys_of("Versions") == {"version", *engine_versions(nowhere)}
+
+
 def test_the_configuration_is_shown_under_its_keys() -> None:
     assert set(config.values_of(Config(paths=Paths(data_dir=Path("/d")), file=Path("/f")))) == set(config.KEYS)
 
@@ -371,3 +402,40 @@ def test_no_name_is_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     render.machines([], "name")
     render.images([], [], "name")
     assert capsys.readouterr().out == ""
+
+
+# What the pages show
+
+
+def errors_in(text: str) -> list[str]:
+    return re.findall(r"^Error: (.+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if errors_in(path.read_text(encoding="utf-8"))], ids=lambda path: path.name
+)
+def test_errors_that_are_shown_are_those_of_the_code(path: Path) -> None:
+    code = "".join(source.read_text(encoding="utf-8") for source in sorted(SOURCE.rglob("*.py")))
+    for brief in errors_in(path.read_text(encoding="utf-8")):
+        # Up to the name of a machine, which the code has as a field.
+        assert brief.partition(" '")[0] in code, brief
+
+
+def test_the_listing_of_the_readme_is_the_real_one(capsys: pytest.CaptureFixture[str]) -> None:
+    dev = a_machine("dev", state=MachineState.RUNNING, engine=EngineName.FIRECRACKER)
+    render.machines([MachineView(machine=dev)], "table")
+    assert capsys.readouterr().out in page("README.md")
+
+
+def test_scripts_take_the_options_that_are_named() -> None:
+    named = {
+        (script, option)
+        for path in PAGES
+        for line in path.read_text(encoding="utf-8").splitlines()
+        for script in re.findall(r"scripts/(\w+)", line)
+        for option in re.findall(r"`(--[\w-]+)`", line)
+        if "vmm " not in line
+    }
+    assert ("uninstall", "--purge") in named
+    for script, option in named:
+        assert option in page(f"scripts/{script}"), (script, option)

@@ -5,8 +5,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from machines import a_machine
+
+from vmm.cli.commands import foreground
+from vmm.cli.signals import Ended
+from vmm.operations.start import Mode
+from vmm.operations.stop import StopMethod
 
 TOP = Path(__file__).parents[3]
 PROGRAM = """
@@ -57,3 +65,25 @@ def test_that_is_so_whoever_starts_them(started: list[str]) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("VMM_", "PYTEST_"))}
     done = subprocess.run(argv, cwd=TOP, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("said", [Ended(signal.SIGTERM), KeyboardInterrupt()])
+def test_in_the_foreground_a_signal_as_soon_as_it_runs_ends_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: BaseException
+) -> None:
+    stopped: list[str] = []
+
+    def warn(_: object) -> None:
+        raise said
+
+    def stop(_: object, name: str, *, timeout_s: float) -> SimpleNamespace:
+        assert timeout_s == 5
+        stopped.append(name)
+        return SimpleNamespace(method=StopMethod.GUEST)
+
+    monkeypatch.setattr(foreground, "start", lambda *_: SimpleNamespace(machine=a_machine("m")))
+    monkeypatch.setattr(foreground, "stop", stop)
+    monkeypatch.setattr(foreground.render, "warnings", warn)
+    site: Any = SimpleNamespace(files=SimpleNamespace(console=lambda name: tmp_path / name))
+    assert foreground.run_foreground(site, "m", Mode(), stop_timeout_s=5) == 0
+    assert stopped == ["m"]

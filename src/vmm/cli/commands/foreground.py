@@ -32,9 +32,10 @@ def run_foreground(site: HostSite, name: str, mode: Mode, *, stop_timeout_s: flo
     """
     console = _Console(site.files.console(name))
     started = start(site, name, mode)
-    render.warnings(started)
     machine = started.machine
     try:
+        # It runs: whoever ends vmm from here on ends it.
+        render.warnings(started)
         while machine is not None:
             _until_gone(site, machine, console)
             machine = _next(site, name)
