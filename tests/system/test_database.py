@@ -471,6 +471,26 @@ def test_rows_of_a_copy_are_compared_with_what_runs(ready: Host, runs: Running) 
     ready.vmm("db", "restore", "--rebuild", "-f")
 
 
+@pytest.mark.fault(17)
+def test_a_file_of_another_host_is_not_put_in_the_databases_place(ready: Host, runs: Running, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    shutil.copy(ready.vmm("db", "backup").stdout.strip(), other)
+    with sqlite3.connect(other) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute("UPDATE machines SET id = '00' || substr(id, 3, 28) || '00'")
+    connection.close()
+    before = db(ready).read_bytes()
+    assert "It is of another host" in ready.fails("db", "restore", "-f", "--from", str(other))
+    with sqlite3.connect(other) as connection:
+        connection.execute("UPDATE machines SET name = '../../etc' WHERE name = 'stands'")
+    connection.close()
+    said = ready.fails("db", "restore", "-f", "--from", str(other))
+    assert f"{other} cannot be put back" in said
+    assert "../../etc" in said
+    assert db(ready).read_bytes() == before
+    assert not list((ready.data_dir / "state").glob("vmm.db.damaged-*"))
+
+
 @pytest.mark.fault(2, 17)
 def test_a_command_at_work_keeps_the_database_from_being_replaced(
     ready: Host, runs: Running, monkeypatch: pytest.MonkeyPatch

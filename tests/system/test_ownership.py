@@ -108,6 +108,28 @@ def test_a_second_data_directory_is_refused_by_name_and_touches_nothing(
 
 
 @pytest.mark.fault(45)
+def test_teardown_cuts_no_running_machine_off_unless_it_is_told_to(first: Host) -> None:
+    pid = first.start("a")
+    before = everything(first)
+    said = first.fails("teardown")
+    assert "Running: a." in said
+    assert "stop --all" in said
+    assert "teardown --force" in said
+    assert everything(first) == before
+    for pid_of in first.supervisors():
+        os.kill(pid_of, signal.SIGSTOP)
+    try:
+        first.vmm("teardown", "--force")
+        assert "vmm" not in everything(first)[0]
+        assert is_running(pid)
+    finally:
+        for pid_of in first.supervisors():
+            os.kill(pid_of, signal.SIGCONT)
+    first.vmm("stop", "--force", "a")
+    first.vmm("teardown")
+
+
+@pytest.mark.fault(45)
 def test_whoever_gave_the_network_up_does_not_keep_it(first: Host, tmp_path: Path) -> None:
     first.vmm("teardown")
     with another(first, tmp_path) as second:

@@ -1,11 +1,15 @@
 """A machine that the database does not know of: nothing of it is lost, and it is told for as long as it runs."""
 
 import json
+import os
+import shutil
+import signal
 
 import pytest
-from hosts import SMALL, Host, is_running
+from hosts import SMALL, Host, is_running, wait_for
 
 from conftest import add_tiny
+from vmm.host import cgroups
 
 pytestmark = pytest.mark.system
 
@@ -80,3 +84,49 @@ def test_a_record_of_before_does_nothing_to_another_machine_of_its_name(host: Ho
     assert described.read_text() == text
     host.vmm("db", "restore", "--rebuild", "--force")
     assert (host.machine("web")["id"], host.machine("web")["pid"]) == (machine_id, pid)
+
+
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("jail", ["--jail", "--no-jail"])
+@pytest.mark.parametrize("gone", ["description", "directory"])
+def test_an_engine_that_nothing_describes_is_known_by_what_it_has_open(
+    host: Host, tmp_path, gone: str, jail: str
+) -> None:
+    add_tiny(host, tmp_path)
+    host.vmm("create", "early", *SMALL)
+    host.vmm("db", "backup")
+    host.vmm("create", "late", *SMALL, jail)
+    pid = host.start("late")
+    machine_id = host.machine("late")["id"]
+    host.vmm("db", "restore", "--force")
+    directory = host.data_dir / "vms" / "late"
+    if gone == "directory":
+        shutil.rmtree(directory)
+    else:
+        (directory / "machine.json").unlink()
+    for _ in range(2):
+        told = host.vmm("reconcile", check=False).stdout
+        assert f"its engine runs (pid {pid})" in told
+        assert f"kill {pid}" in told
+        assert is_running(pid)
+        assert (host.data_dir / "sockets" / "late.sock").exists()
+        assert bool(list((host.data_dir / "jails").glob(f"*/{machine_id}"))) is (jail == "--jail")
+        assert "vmm-ac100003" in host.links()
+        assert "172.16.0.3" in host.run("nft", "list", "ruleset").stdout
+    checks = {row["name"]: row for row in json.loads(host.vmm("doctor", "--output", "json", check=False).stdout)}
+    assert f"late (pid {pid})" in checks["engines"]["detail"]
+    assert {row["name"]: row for row in host.json("list", "--all")}["late"]["pid"] == pid
+    assert f"pid {pid}" in host.fails("create", "late", *SMALL)
+    # Its address is nobody else's meanwhile, nor its tap.
+    host.vmm("create", "other", *SMALL)
+    assert host.machine("other")["ip_address"] != "172.16.0.3"
+    host.start("other")
+    assert "vmm-ac100003" in host.links()
+    assert "172.16.0.3" in host.run("nft", "list", "ruleset").stdout
+    os.kill(pid, signal.SIGKILL)
+    host.vmm("delete", "--force", "other")
+    wait_for(lambda: not is_running(pid), timeout=10)
+    # That one may be of another data directory, and is left to whoever made it.
+    cgroups.remove(machine_id)
+    host.vmm("reconcile", check=False)
+    assert not (host.data_dir / "sockets" / "late.sock").exists()

@@ -17,7 +17,7 @@ from vmm.model.lifecycle import LIVE
 from vmm.model.machine import Machine, MachineState, Owner, Supervision, UnreadableRecord
 from vmm.model.readiness import Check, CheckStatus
 from vmm.model.value import Value, replace
-from vmm.storage import backup, rebuild, schema
+from vmm.storage import backup, rebuild, schema, vetting
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -93,6 +93,8 @@ def restore(site: HostSite, wish: Wish) -> Restored:
             copy = wish.source or _newest_good(site, wish)
             source, drafted = str(copy), backup.draft_of(copy, paths.database)
         with drafted as draft:
+            if not wish.again:
+                _refuse_unfit(site, draft, wish, Path(source))
             kept = backup.put_in_place(draft, paths.database)
         machines, running = _find_running(site)
     return Restored(
@@ -118,6 +120,18 @@ def _good_as_it_is(database: Path, wish: Wish) -> ConflictError:
         details=instead,
         resolution=f"See what is wrong (vmm db check); to replace it all the same: {how}",
     )
+
+
+def _refuse_unfit(site: HostSite, draft: Path, wish: Wish, source: Path) -> None:
+    """Refuse a copy with rows that vmm would not have written; one that was named, also where it is another host's."""
+
+    def markers(machine: Machine) -> Sequence[str]:
+        socket = site.files.socket(machine.name)
+        return site.engine(machine.spec.engine).markers(machine_id=machine.id, socket=socket)
+
+    machines = vetting.vet(draft, source, subnet=site.subnet, markers=markers)
+    if wish.source is not None:
+        vetting.refuse_anothers(machines, site.config.paths.machines, source)
 
 
 def _newest_good(site: HostSite, wish: Wish) -> Path:

@@ -258,10 +258,11 @@ def _database(site: HostSite) -> Check:
 def _strays(site: HostSite) -> Check:
     if not links.is_root():
         return _warn("engines", "only root can see whose each is", "sudo vmm doctor")
-    found = [f"{stray.name} (pid {stray.pid})" for stray in site.strays()]
+    found = site.strays()
     if found:
-        detail = f"running, and not in the database: {', '.join(found[:5])}"
-        return _warn("engines", detail, "sudo vmm db restore --rebuild -f")
+        named = [f"{stray.name} (pid {stray.pid})" for stray in found]
+        detail = f"running, and not in the database: {', '.join(named[:5])}"
+        return _warn("engines", detail, found[0].advice.rpartition(": ")[2])
     return _ok("engines", "every one that runs is in the database")
 
 

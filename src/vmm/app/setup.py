@@ -4,7 +4,7 @@ import time
 
 from vmm.app import HostSite
 from vmm.app.configure import make_directories, make_file
-from vmm.errors import HostError, NotFoundError, VmmError
+from vmm.errors import ConflictError, HostError, NotFoundError, StateError, VmmError
 from vmm.host import accounts, cgroups, files, packages
 from vmm.model.lifecycle import LIVE
 from vmm.model.machine import Machine
@@ -13,6 +13,7 @@ from vmm.model.readiness import SetupRequest, SetupStep
 
 # It looks twice a second whether there is anything left to supervise, and may be at one repair.
 _SUPERVISOR_S, _POLL_S = 5.0, 0.05
+_MOST_NAMED = 5
 
 
 def setup(site: HostSite, request: SetupRequest, *, progress: Progress) -> tuple[SetupStep, ...]:
@@ -33,12 +34,38 @@ def setup(site: HostSite, request: SetupRequest, *, progress: Progress) -> tuple
     return tuple(steps)
 
 
-def teardown(site: HostSite) -> list[str]:
-    """Take what is vmm's off the host's network, and its cgroup where no machine is in it; return what was left."""
+def teardown(site: HostSite, *, force: bool = False) -> list[str]:
+    """Take what is vmm's off the host's network, and its cgroup where no machine is in it; return what was left.
+
+    Raises:
+        ConflictError: machines run, and `force` was not given: they would run on without any network.
+    """
+    if not force:
+        _refuse_running(site)
     _await_supervisor(site)
     left = site.network.remove_all()
     cgroups.dissolve()
     return left
+
+
+def _refuse_running(site: HostSite) -> None:
+    from vmm.operations.observe import observed
+
+    try:
+        machines = [record for record in site.store.machines(live=True) if isinstance(record, Machine)]
+        seen = [observed(site, machine) for machine in machines]
+        running = [machine.name for machine in seen if machine.state in LIVE]
+        running += [f"{stray.name} (pid {stray.pid}, of no record)" for stray in site.strays()]
+    except StateError:
+        # A database that cannot be read keeps nobody from clearing the host.
+        return
+    if running:
+        more = f" and {len(running) - _MOST_NAMED} more" if len(running) > _MOST_NAMED else ""
+        raise ConflictError(
+            "The network was left as it is, for machines run on it.",
+            details=f"Running: {', '.join(running[:_MOST_NAMED])}{more}. Without it they would be cut off.",
+            resolution="Stop them first: sudo vmm stop --all; or cut them off all the same: sudo vmm teardown --force",
+        )
 
 
 def _await_supervisor(site: HostSite) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm.errors import StateError
 from vmm.host.identity import command_line
 from vmm.host.recognition import own_id
 from vmm.model.machine import Stray, UnreadableRecord
+from vmm.model.network import lease_for
 from vmm.storage import rebuild
 
 if TYPE_CHECKING:
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
 
     from vmm.app import HostSite
     from vmm.model.machine import Machine
-    from vmm.model.network import PortForward
+    from vmm.model.network import Lease, PortForward
 
+_SOCKET = ".sock"
+# As a lease names its tap: by its address.
+_TAP = re.compile(r"^iff:\s+vmm-([0-9a-f]{8})$", re.MULTILINE)
 Described = tuple["Machine", "tuple[PortForward, ...]"]
 
 
@@ -33,23 +39,34 @@ def strays(site: HostSite) -> list[Stray]:
     if not unknown:
         return []
     unreadable = {record.name for record in records if isinstance(record, UnreadableRecord)}
-    described = _described(site)
+    described, sockets = _described(site), _sockets(site)
     found: dict[str, Stray] = {}
     for pid, machine_id, name in unknown:
         machine, forwards = described.get(machine_id or "", (None, ()))
-        called = machine.name if machine is not None else name or machine_id or str(pid)
+        socket = name or sockets.get(_inode(site, machine_id or ""))
+        called = machine.name if machine is not None else socket or machine_id or str(pid)
         if called not in unreadable:
-            lease = None if machine is None else machine.lease
-            found[called] = Stray(name=called, id=machine_id or "", pid=pid, lease=lease, forwards=tuple(forwards))
+            lease = _lease_of(pid) if machine is None else machine.lease
+            found[called] = Stray(
+                name=called,
+                id=machine_id or "",
+                pid=pid,
+                lease=lease,
+                forwards=tuple(forwards),
+                is_described=machine is not None,
+            )
     return [found[name] for name in sorted(found)]
 
 
 def may_be_there(site: HostSite) -> bool:
-    """Whether a directory lies among those of machines that no record is of: a look that costs next to nothing."""
+    """Whether a directory or a socket lies among machines' that no record is of: a look that costs next to nothing."""
+    paths, names = site.config.paths, set[str]()
     with contextlib.suppress(OSError):
-        names = {name for name in os.listdir(site.config.paths.machines) if not name.startswith(".")}  # noqa: PTH208
-        return not names <= site.store.names()
-    return False
+        names |= {name for name in os.listdir(paths.machines) if not name.startswith(".")}  # noqa: PTH208
+    with contextlib.suppress(OSError):
+        # Of one whose directory is gone.
+        names |= {name.removesuffix(_SOCKET) for name in os.listdir(paths.sockets) if name.endswith(_SOCKET)}  # noqa: PTH208
+    return bool(names) and not names <= site.store.names()
 
 
 def _engines(site: HostSite) -> Iterator[tuple[int, str | None, str | None]]:
@@ -73,8 +90,41 @@ def _socket_name(line: bytes, sockets: bytes) -> str | None:
     if start < 0:
         return None
     rest = line.replace(b",,", b",")[start + len(sockets) :]
-    name, dot, _ = rest.partition(b".sock")
+    name, dot, _ = rest.partition(_SOCKET.encode())
     return os.fsdecode(name) if dot and b"/" not in name and b"\0" not in name else None
+
+
+def _sockets(site: HostSite) -> Mapping[tuple[int, int], str]:
+    """Return the names of machines by their sockets: a jailed engine names none, but its jail has the same socket."""
+    found: dict[tuple[int, int], str] = {}
+    for path in site.config.paths.sockets.glob(f"*{_SOCKET}"):
+        with contextlib.suppress(OSError):
+            there = path.lstat()
+            found[(there.st_dev, there.st_ino)] = path.name.removesuffix(_SOCKET)
+    return found
+
+
+def _inode(site: HostSite, machine_id: str) -> tuple[int, int]:
+    """Return device and inode of the socket in a machine's jail, zeros where there is none."""
+    for path in site.jails.glob(f"*/{machine_id}/root/{machine_id}{_SOCKET}") if machine_id else ():
+        with contextlib.suppress(OSError):
+            there = path.lstat()
+            return there.st_dev, there.st_ino
+    return 0, 0
+
+
+def _lease_of(pid: int) -> Lease | None:
+    """Return the lease of which an engine has the tap open, whatever has become of its description."""
+    from ipaddress import IPv4Address
+
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(f"/proc/{pid}/fdinfo"):  # noqa: PTH208  # names are all that is needed
+            with contextlib.suppress(OSError):
+                # tun_chr_show_fdinfo in the kernel's drivers/net/tun.c.
+                match = _TAP.search(Path(f"/proc/{pid}/fdinfo/{entry}").read_text(encoding="utf-8", errors="replace"))
+                if match is not None:
+                    return lease_for(IPv4Address(bytes.fromhex(match[1])))
+    return None
 
 
 def _described(site: HostSite) -> Mapping[str, Described]:

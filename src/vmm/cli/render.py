@@ -158,14 +158,14 @@ def troubles(answers: Sequence[Answer]) -> None:
 
 def events(found: Sequence[Event], output: str, *, stream: bool) -> None:
     """Print events: a table, or JSON; `stream` is a line at a time, for what has no end."""
-    facts = [{"id": e.id, "at": e.at, "machine": e.machine, "kind": e.kind.value, "detail": e.detail} for e in found]
+    facts = [{"id": e.id, "at": e.at, "machine": e.machine, "kind": str(e.kind), "detail": e.detail} for e in found]
     if output == "json":
         if stream:
             lines(json_text(row) for row in facts) if facts else None
         else:
             to_json(facts)
     elif found:
-        lines(f"{e.at}  {e.machine:<16}  {e.kind.value:<10}  {e.detail}".rstrip() for e in found)
+        lines(f"{e.at}  {e.machine:<16}  {e.kind!s:<10}  {e.detail}".rstrip() for e in found)
 
 
 def repairs(found: Sequence[Repair], output: str) -> None:

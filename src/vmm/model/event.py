@@ -35,10 +35,10 @@ class Happening(Value):
 
 
 class Event(Value):
-    """One line of `vmm events`. `id` grows; `at` is UTC in ISO 8601."""
+    """One line of `vmm events`. `id` grows; `at` is UTC in ISO 8601. `kind` is an EventKind, or one of a newer vmm."""
 
     id: int
     at: str
     machine: str
-    kind: EventKind
+    kind: EventKind | str
     detail: str

@@ -141,17 +141,28 @@ class Machine(Value):
 
 
 class Stray(Value):
-    """An engine that runs, and that no record is of. `lease` and `forwards` are as its machine's directory has them."""
+    """An engine that runs, and that no record is of. `lease` and `forwards` are as its machine's directory has them.
+
+    Where that `is_described` no more, the lease is that of the tap that the engine has open.
+    """
 
     name: str
     id: str
     pid: int
     lease: Lease | None = None
     forwards: tuple[PortForward, ...] = ()
+    is_described: bool = True
 
     @property
     def problem(self) -> str:
         return f"its engine runs (pid {self.pid}), and the database does not know it"
+
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        if self.is_described:
+            return "take it in: sudo vmm db restore --rebuild -f"
+        return f"nothing on disk describes it any more: save what is in it, then end it: sudo kill {self.pid}"
 
 
 class UnreadableRecord(Value):

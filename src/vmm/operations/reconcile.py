@@ -57,8 +57,7 @@ def reconcile(site: Site) -> tuple[Repair, ...]:
             # One of a vmm that wrote none, or whose disk was full: what can be made again is no repair.
             site.files.describe(machine, site.store.forwards(machine.name))
     repairs += [
-        Repair(subject=stray.name, what=f"{stray.problem}; take it in: sudo vmm db restore --rebuild -f", done=False)
-        for stray in site.strays()
+        Repair(subject=stray.name, what=f"{stray.problem}; {stray.advice}", done=False) for stray in site.strays()
     ]
     repairs += mend_network(site)
     repairs += _mend_host(site)

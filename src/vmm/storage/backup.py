@@ -171,7 +171,7 @@ def draft_of(source: Path, database: Path) -> Generator[Path]:
     """
     found = examine(source)
     if not found.is_good:
-        raise _unusable(source, found)
+        raise unusable(source, _why_unusable(found))
 
     def fill(draft: Path) -> None:
         with contextlib.closing(open_for_reading(source)) as connection:
@@ -285,16 +285,18 @@ def _copy(connection: sqlite3.Connection, path: Path, *, prefix: str) -> Path:
     return copy
 
 
-def _unusable(source: Path, found: Condition) -> StateError:
-    """Return the error for a copy that cannot be put back."""
+def _why_unusable(found: Condition) -> str:
     if found.version > schema.VERSION:
-        details = f"A newer vmm wrote it: its schema has version {found.version}, this vmm knows {schema.VERSION}."
-    elif found.problems or found.unreachable:
-        details = found.unreachable or found.problems[0]
-    elif found.orphans:
-        details = f"{found.orphans} forward(s) in it have no machine."
-    else:
-        details = "There is nothing in it."
+        return f"A newer vmm wrote it: its schema has version {found.version}, this vmm knows {schema.VERSION}."
+    if found.problems or found.unreachable:
+        return found.unreachable or found.problems[0]
+    if found.orphans:
+        return f"{found.orphans} forward(s) in it have no machine."
+    return "There is nothing in it."
+
+
+def unusable(source: Path, details: str) -> StateError:
+    """Return the error for a copy that cannot be put back."""
     return StateError(
         f"{source} cannot be put back.",
         details=details,

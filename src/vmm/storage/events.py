@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Some 1.5 MB of rows: a year of a busy host. Older ones go as new ones come.
 MOST_EVENTS = 10_000
 _DETAIL_LETTERS = 500
+_KIND_LETTERS = 32
 
 
 def remember(connection: sqlite3.Connection, machine: str, happening: Happening) -> None:
@@ -38,6 +39,17 @@ def recall(connection: sqlite3.Connection, *, machine: str | None, after: int, m
         (*values, most),
     ).fetchall()
     return [
-        Event(id=number, at=at, machine=name, kind=EventKind(kind), detail=detail)
+        Event(id=number, at=at, machine=name, kind=_kind(kind), detail=detail)
         for number, at, name, kind, detail in reversed(found)
     ]
+
+
+def _kind(text: object) -> EventKind | str:
+    """Return an event's kind; one that only a newer vmm knows is shown by the name that it gave it."""
+    try:
+        return EventKind(text)
+    except ValueError:
+        if not isinstance(text, str):
+            # It is damaged, for the column takes no other.
+            raise
+        return harmless(text[:_KIND_LETTERS])

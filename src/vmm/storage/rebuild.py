@@ -84,7 +84,7 @@ def look(machines: Path, subnet: Subnet) -> Found:
             machine, forwards = read_description(text_of(directory))
             if machine.name != directory.name:
                 raise _unusable(f"it describes a machine {machine.name!r}")
-            _check_address(machine, subnet)
+            check_address(machine, subnet)
             described.append((machine, forwards))
         except FileNotFoundError:
             left.append(Left(name=directory.name, why=f"it has no {FILE}"))
@@ -92,7 +92,8 @@ def look(machines: Path, subnet: Subnet) -> Found:
             why = error.details if isinstance(error, StateError) else without_numbers(str(error))
             left.append(Left(name=directory.name, why=f"its {FILE} cannot be used: {why}"))
     described.sort(key=lambda pair: (pair[0].created_at, pair[0].name))
-    return _without_clashes(described, left)
+    found = without_clashes(described)
+    return Found(machines=found.machines, forwards=found.forwards, left=(*left, *found.left))
 
 
 def directories(machines: Path) -> list[Path]:
@@ -123,7 +124,8 @@ def text_of(directory: Path) -> str:
     return read_text(directory / FILE, follow=False)
 
 
-def _check_address(machine: Machine, subnet: Subnet) -> None:
+def check_address(machine: Machine, subnet: Subnet) -> None:
+    """Raise StateError for a machine whose address is none for a machine in this subnet."""
     from ipaddress import IPv4Address
 
     address = str(IPv4Address(machine.lease.address))
@@ -131,7 +133,9 @@ def _check_address(machine: Machine, subnet: Subnet) -> None:
         raise _unusable(f"{address} is no address for a machine in {subnet.cidr}")
 
 
-def _without_clashes(described: Sequence[tuple[Machine, tuple[PortForward, ...]]], left: list[Left]) -> Found:
+def without_clashes(described: Sequence[tuple[Machine, tuple[PortForward, ...]]]) -> Found:
+    """Return what holds nothing that one before it holds; the rest is left."""
+    left: list[Left] = []
     machines: list[Machine] = []
     kept: list[PortForward] = []
     holders: dict[str, str] = {}

@@ -453,3 +453,14 @@ def test_a_policy_that_this_vmm_does_not_know_makes_a_record_unreadable(store: S
     assert "sometimes" in found[0].problem  # type: ignore[union-attr]
     assert "nobody" in found[1].problem  # type: ignore[union-attr]
     assert "speed" in found[2].problem  # type: ignore[union-attr]
+
+
+@pytest.mark.fault(17)
+def test_an_event_of_a_newer_vmm_is_shown_by_the_name_that_it_gave_it(store: SqliteStore) -> None:
+    store.add(a_spec("m"), subnet=SUBNET, id="1", created_at="2026-01-01T00:00:00Z")
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("INSERT INTO events (at, machine, kind, detail) VALUES ('x', 'm', 'migr\x1bated', 'there')")
+    connection.close()
+    kind = store.events("m")[-1].kind
+    assert str(kind).startswith("migr")
+    assert "\x1b" not in kind

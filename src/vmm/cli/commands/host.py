@@ -117,14 +117,15 @@ def autostop_command(timeout: float, if_host_goes_down: bool) -> int:
 
 
 @click.command("teardown", cls=Command)
-def teardown_command() -> None:
+@click.option("-f", "--force", is_flag=True, help="Do so though machines run: they are cut off from everything.")
+def teardown_command(force: bool) -> None:
     """Take bridge, taps and firewall tables off this host."""
     from vmm.app import require_root
     from vmm.app.setup import teardown
     from vmm.cli.output import complain
 
     require_root("teardown")
-    left = teardown(settings().site())
+    left = teardown(settings().site(), force=force)
     for what in left:
         complain(what)
     if not left:
