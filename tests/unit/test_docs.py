@@ -383,7 +383,9 @@ def test_what_was_restored_has_the_keys_that_are_named(capsys: pytest.CaptureFix
 
 
 def test_versions_have_the_keys_that_are_named() -> None:
-    nowhere: Any = SimpleNamespace(firecracker=Path("/nosuch"), config=SimpleNamespace(qemu="/nosuch"))
+    nowhere: Any = SimpleNamespace(
+        firecracker=Path("/nosuch"), config=SimpleNamespace(qemu="/nosuch", paths=SimpleNamespace(data_dir=Path("/")))
+    )
     assert keys_of("Versions") == {"version", *engine_versions(nowhere)}
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from vmm.app.facts import HostFacts
+    from vmm.app.processes import HostProcesses
     from vmm.config import Config
     from vmm.guest.ssh import SshGuest
     from vmm.host.recognition import Recognition
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from vmm.network.host_network import HostNetwork
     from vmm.storage.machine_files import MachineDirectories
     from vmm.storage.store import SqliteStore
-
-# Longer than any exec takes, and shorter than anyone notices.
-_EXEC_S = 0.02
 
 
 def load_config(*, data_dir: Path | None = None, config_file: Path | None = None) -> Config:
@@ -72,58 +70,6 @@ def open_site(
             # In one that is in use machines can be stopped and deleted; what a create and a start make asks again.
             files.refuse_unsafe(config.paths.data_dir)
     return HostSite(config, read_only=read_only, tell=tell)
-
-
-class HostProcesses:
-    """The host's processes, as the operations know them; `known` returns what tells engines from all others."""
-
-    def __init__(self, known: Callable[[], Recognition]) -> None:
-        self._known = known
-
-    def is_alive(self, process: ProcessIdentity) -> bool:
-        from vmm.host import identity
-
-        return identity.is_alive(process)
-
-    def wait_gone(self, process: ProcessIdentity, *, timeout_s: float) -> bool:
-        from vmm.host import identity
-
-        return identity.wait_gone(process, timeout_s=timeout_s)
-
-    def kill(self, process: ProcessIdentity) -> None:
-        from vmm.host import identity
-
-        identity.kill(process)
-
-    def find(self, *markers: str) -> ProcessIdentity | None:
-        from vmm.host import identity
-
-        found = identity.find(*markers, known=self._known())
-        if found is None:
-            # In the middle of its exec a process has no command line; what is looked for here may be at that.
-            time.sleep(_EXEC_S)
-            found = identity.find(*markers, known=self._known())
-        return found
-
-    def find_all(self, markers: Collection[str]) -> Mapping[str, ProcessIdentity]:
-        from vmm.host import identity
-
-        return identity.find_all(markers, known=self._known())
-
-    def ran_out_of_memory(self, machine_id: str) -> bool:
-        from vmm.host import cgroups
-
-        return cgroups.ended_by_oom(machine_id)
-
-    def remove_group(self, machine_id: str) -> None:
-        from vmm.host import cgroups
-
-        cgroups.remove(machine_id)
-
-    def this_process(self) -> ProcessIdentity:
-        from vmm.host import identity
-
-        return identity.this_process()
 
 
 class HostSite:
@@ -242,6 +188,8 @@ class HostSite:
 
     @property
     def processes(self) -> HostProcesses:
+        from vmm.app.processes import HostProcesses
+
         return HostProcesses(self.recognition)
 
     def recognition(self) -> Recognition:

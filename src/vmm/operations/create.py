@@ -165,7 +165,7 @@ def _refuse_strangers(site: Site, name: str) -> None:
         raise ConflictError(
             f"The directory of a machine {name!r} holds files already, which are not vmm's.",
             details=f"In {site.files.disk(name).parent}: {', '.join(map(repr, found[:5]))}. Nothing was changed.",
-            resolution="Move them elsewhere, or choose another name. The disk of another manager's machine is taken in by:"
+            resolution="Move them elsewhere, or choose another name. What takes in another manager's disk:"
             " sudo vmm image import PATH --name NAME",
         )
 
