@@ -5,6 +5,7 @@ import itertools
 import socket
 import struct
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 
 import frames
 import pytest
@@ -13,7 +14,7 @@ from hosts import METADATA, OUTSIDE_HOST, OUTSIDE_WORLD, SMALL, Host, the_world,
 from pairs import GATEWAY, GATEWAY_MAC, Outside, Pair, a_pair, listening, overheard, the_world_of
 
 from vmm.config import SUBNET
-from vmm.model.network import PortForward, Protocol
+from vmm.model.network import PortForward, Protocol, lease_for
 from vmm.model.value import replace
 from vmm.network import policy
 from vmm.network.tables import METADATA as CLOSED
@@ -110,6 +111,49 @@ def test_what_closes_without_the_firewall_stands_again_whoever_took_it_away(pair
         pair.host.run("ip", "rule", "add", "pref", "32766", "lookup", "main")
         pair.host.run("ip", "rule", "add", "pref", "32767", "lookup", "default")
     assert pair.host.run("ip", "rule").stdout == whole
+
+
+HOLLOW = {
+    "asleep": "add table ip vmm { flags dormant; }",
+    "the bridge's asleep": "add table bridge vmm { flags dormant; }",
+    "IPv6's asleep": "add table ip6 vmm { flags dormant; }",
+    "a policy that drops": "add chain ip vmm guard { policy drop; }",
+    "another priority": "flush chain bridge vmm input; delete chain bridge vmm input;"
+    ' add chain bridge vmm input { type filter hook input priority 5; }; add rule bridge vmm input iifname "vmm-ac10*"'
+    " ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop",
+    "on no hook": "flush chain ip vmm outside; delete chain ip vmm outside; add chain ip vmm outside;"
+    ' add rule ip vmm outside ip saddr 172.16.0.0/16 oifname != { "lo", "vmm-br0" } drop',
+    "a chain too many": "add chain ip vmm more { type filter hook forward priority 9; policy drop; }",
+}
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("change", HOLLOW)
+def test_walls_that_stand_and_hold_nothing_are_seen_and_mended(pair: Pair, change: str) -> None:
+    """Every rule is where it was, and none is asked, or all is dropped."""
+    held = [(guest.lease, ()) for guest in (pair.one, pair.two)]
+    network = replace(pair.network, running=lambda: held)
+    assert network.differences(held) == []
+    whole = settled(pair.host)
+    pair.host.run("nft", HOLLOW[change])
+    (told,) = network.differences(held)
+    assert " vmm " in told
+    network.restore()
+    assert network.differences(held) == []
+    assert settled(pair.host) == whole
+    assert pair.reaches_gateway(1)
+
+
+@pytest.mark.fault(41)
+def test_a_start_wakes_the_tables_that_someone_has_put_to_sleep(pair: Pair) -> None:
+    whole = settled(pair.host)
+    pair.host.run("nft", "add table ip vmm { flags dormant; }; add table bridge vmm { flags dormant; }")
+    third = lease_for(IPv4Address("172.16.0.4"))
+    with pair.network.attaching(third, ()):
+        pass
+    assert "dormant" not in settled(pair.host)
+    pair.network.detach(third, ())
+    assert settled(pair.host) == whole
 
 
 def test_routing_rules_that_were_half_made_or_half_removed_go(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,11 @@ METADATA = (
     "100.100.100.200",
 )
 
+# nft(8), of the family ip.
+_PRIORITIES = {"": 0, "filter": 0, "dstnat": -100, "srcnat": 100}
+# Of a chain its type, hook, priority and policy; nothing of one that is only jumped to.
+Hook = tuple["str | int", ...]
+
 _STAMP = "is_this"
 _DNS = "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53"
 
@@ -237,3 +242,25 @@ def rule_counts(tables: str) -> dict[tuple[str, str], int]:
         elif chain and words and words[0] not in ("type", "#"):
             counts[family, chain] += 1
     return counts
+
+
+def hooks(tables: str) -> dict[tuple[str, str], Hook]:
+    """Return where each chain hangs, by (family, chain): read in what `rendered` gave."""
+    found: dict[tuple[str, str], Hook] = {}
+    family = chain = ""
+    for words in (line.split() for line in tables.splitlines()):
+        match words:
+            case ["table", family, *_]:
+                pass
+            case ["chain", chain, *_] if not chain.startswith("of_"):
+                found[family, chain] = ()
+            case ["type", kind, "hook", hook, "priority", *priority, "policy", policy]:
+                found[family, chain] = (kind, hook, _priority("".join(priority)), policy.rstrip(";"))
+            case _:
+                pass
+    return found
+
+
+def _priority(text: str) -> int:
+    name, number = re.fullmatch(r"([a-z]*)([+-]?[0-9]*);", text, re.ASCII).groups()  # pyright: ignore[reportOptionalMemberAccess]  # our own text
+    return _PRIORITIES[name] + int(number or 0)
