@@ -18,6 +18,7 @@ from vmm.model.network import PortForward, Protocol, lease_for
 from vmm.model.value import replace
 from vmm.network import policy
 from vmm.network.tables import METADATA as CLOSED
+from vmm.network.watch import Change, Changes
 
 pytestmark = pytest.mark.system
 
@@ -142,6 +143,45 @@ def test_walls_that_stand_and_hold_nothing_are_seen_and_mended(pair: Pair, chang
     assert network.differences(held) == []
     assert settled(pair.host) == whole
     assert pair.reaches_gateway(1)
+
+
+TAP = "vmm-ac100002"
+BENT = {
+    "was blocked on the bridge": f"bridge link set dev {TAP} state 0",
+    "had another learning": f"bridge link set dev {TAP} learning off",
+    "had another hairpin": f"bridge link set dev {TAP} hairpin on",
+    "had another flood and bcast_flood": f"bridge link set dev {TAP} flood off bcast_flood off",
+    "had another neigh_suppress": f"bridge link set dev {TAP} neigh_suppress on",
+    "had an MTU of 600": f"ip link set {TAP} mtu 600",
+    "vmm-br0 had an MTU of 9000": "ip link set vmm-br0 mtu 9000",
+    "vmm-br0 had an MTU of 1200": "ip link set vmm-br0 mtu 1200",
+    f"{TAP} had IPv6 on": f"sysctl -qw net.ipv6.conf.{TAP}.disable_ipv6=0",
+    "vmm-br0 had IPv6 on": "sysctl -qw net.ipv6.conf.vmm-br0.disable_ipv6=0",
+    "vmm-br0 was down": "ip link set vmm-br0 down",
+    "was without 172.16.0.1": "ip addr flush dev vmm-br0",
+    "vmm-br0 had another ageing_time": "ip link set vmm-br0 type bridge ageing_time 0",
+    "vmm-br0 had another stp_state": "ip link set vmm-br0 type bridge stp_state 1",
+    "vmm-br0 had another group_fwd_mask": "ip link set vmm-br0 type bridge group_fwd_mask 0",
+}
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("change", BENT)
+def test_links_that_stand_and_are_otherwise_are_seen_and_mended(pair: Pair, change: str) -> None:
+    held = [(guest.lease, ()) for guest in (pair.one, pair.two)]
+    network = replace(pair.network, running=lambda: held)
+    assert network.differences(held) == []
+    watch = Changes()
+    try:
+        pair.host.run(*BENT[change].split())
+        assert any(change in told for told in network.differences(held)), network.differences(held)
+        # The kernel's news of it wake the supervisor.
+        assert Change.LINKS in watch.take()
+        network.restore()
+        assert network.differences(held) == []
+        assert pair.reaches_gateway(1)
+    finally:
+        watch.close()
 
 
 @pytest.mark.fault(41)

@@ -46,12 +46,13 @@ def _way_out(network: HostNetwork) -> Answer:
 
 def bridge(network: HostNetwork) -> Answer:
     name, subnet = network.bridge_name, network.subnet
-    if network.is_whole():
+    lacks = network.bridge_differences()
+    if not lacks:
         return ok("bridge", f"{name}, {subnet.gateway} in {subnet.cidr}")
     trouble = network.trouble() if links.is_root() else None
     if trouble is not None:
         return not_ok("bridge", f"{trouble.brief} {trouble.details}", trouble.resolution, fatal=True)
-    return not_ok("bridge", f"{name} is not up with {subnet.gateway}; the next start mends it", "sudo vmm setup")
+    return not_ok("bridge", f"{name} {', '.join(lacks)}; the next start mends it", "sudo vmm setup")
 
 
 def managers(network: HostNetwork) -> Answer:

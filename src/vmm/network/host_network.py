@@ -172,7 +172,7 @@ class HostNetwork(Value):
             for lease, _ in known.values():
                 link = there.get(lease.tap)
                 if link and link.kind == "tun" and (link.has_carrier or not link.is_up):
-                    links.connect(lease, self.bridge_name, owner)
+                    links.reconnect(lease, self.bridge_name, owner)
 
     def _follow(self, attached: Attached) -> None:
         """Do what the rules that were just made anew bring with them."""
@@ -192,8 +192,9 @@ class HostNetwork(Value):
         if trouble is not None:
             return [f"{trouble.brief} {trouble.details} To mend it: {trouble.resolution}"]
         found: list[str] = []
-        if not links.bridge_is_whole(self.bridge_name, self.subnet, owner):
-            found.append(f"the bridge {self.bridge_name} was gone, down, without its address, or not closed")
+        lacks = links.bridge_differences(self.bridge_name, self.subnet, owner)
+        if lacks:
+            found.append(f"the bridge {self.bridge_name} {', '.join(lacks)}")
         found += self._whole_firewall().differences(attached)
         localhost = any(_is_for_localhost(forward) for _, forwards in attached for forward in forwards)
         routed = links.routes_localnet(self.bridge_name)
@@ -270,9 +271,9 @@ class HostNetwork(Value):
             self.forwarding.give_back()
         return [] if trouble is None else [f"{trouble.brief} {trouble.details}"]
 
-    def is_whole(self) -> bool:
-        """Whether the bridge is there, this vmm's own, up, has its address, and is closed."""
-        return links.bridge_is_whole(self.bridge_name, self.subnet, self._owner())
+    def bridge_differences(self) -> list[str]:
+        """Return what of the bridge is not as it was made, in words."""
+        return links.bridge_differences(self.bridge_name, self.subnet, self._owner())
 
     def trouble(self) -> NetworkError | None:
         """Return why bridge, taps and tables are not this vmm's to change, None when they are."""
@@ -339,7 +340,7 @@ class HostNetwork(Value):
         return [forward for _, forwards in self.running() for forward in forwards]
 
     def _look_at_bridge(self, owner: Owner, *, coming: str) -> None:
-        if not links.bridge_is_whole(self.bridge_name, self.subnet, owner):
+        if links.bridge_differences(self.bridge_name, self.subnet, owner):
             self._take_bridge(owner, coming=coming)
             self.others.accept()
 
