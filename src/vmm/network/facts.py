@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmm import TYPE_CHECKING
 from vmm.model.facts import Answer, Standing, not_ok, ok, unseen
-from vmm.network import dns, links, netlink, others
+from vmm.network import accepts, dns, links, netlink, others
 from vmm.network import managers as link_managers
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmm.network.host_network import HostNetwork
 
 _FIREWALLS = "forward policy"
+_MENDED = "sudo vmm reconcile"
 
 
 def forwarding(network: HostNetwork) -> Answer:
@@ -66,8 +67,11 @@ def managers(network: HostNetwork) -> Answer:
 def other_firewalls(network: HostNetwork) -> Answer:
     if not links.is_root():
         return unseen(_FIREWALLS, "only root can see it", "sudo vmm doctor")
-    listing = others.read()
-    answer = told(network, others.merged(network.others.troubles(listing)))
+    ours = network.others
+    listing = ours.listing()
+    answer = told(network, others.merged(ours.troubles(listing)))
+    if answer.standing is Standing.OK and (rule := accepts.overruled(ours.plan(listing), listing.chains)):
+        return not_ok(_FIREWALLS, f"vmm's own accept stands before a rule that drops on purpose: {rule}", _MENDED)
     if answer.standing is Standing.OK and listing.unread:
         return unseen(_FIREWALLS, "; ".join(listing.unread), "sudo apt-get install iptables")
     return answer

@@ -265,9 +265,9 @@ class HostNetwork(Value):
                     policy.remove(name)
             firewall.remove()
             managers.forget(self.bridge_name)
-            from vmm.network.others import remove_accepts
+            from vmm.network import accepts
 
-            remove_accepts()
+            accepts.remove()
             self.forwarding.give_back()
         return [] if trouble is None else [f"{trouble.brief} {trouble.details}"]
 

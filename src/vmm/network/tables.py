@@ -220,6 +220,11 @@ def removal(*, ipv6: bool) -> str:
     return "".join(f"add table {family} vmm\ndelete table {family} vmm\n" for family in families)
 
 
+def is_ours(family: str, table: str) -> bool:
+    """Whether a table is one of vmm's, by its name."""
+    return table == "vmm" and family in ("ip", "bridge", "ip6")
+
+
 def tap_pattern(subnet: Subnet) -> str:
     """Return nft's pattern of the taps of this subnet's machines, whose names are their addresses in hexadecimal."""
     octets = subnet.cidr.split(".")[: subnet.prefix_length // 8]

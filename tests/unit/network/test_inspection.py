@@ -256,21 +256,29 @@ def test_what_rules_should_be_is_nfts_own_word(monkeypatch: pytest.MonkeyPatch, 
         (
             '"prio": -50, "policy": "accept"',
             '"prio": -50, "policy": "drop"',
-            "the chain guard of ip vmm was filter on prerouting at -50 with policy drop, "
-            "not filter on prerouting at -50 with policy accept",
+            (
+                "the chain guard of ip vmm was filter on prerouting at -50 with policy drop, "
+                "not filter on prerouting at -50 with policy accept"
+            ),
         ),
         (
             '"prio": 150, "policy"',
             '"prio": 90, "policy"',
-            "the chain outside of ip vmm was filter on postrouting at 90 with policy accept, "
-            "not filter on postrouting at 150 with policy accept",
+            (
+                "the chain outside of ip vmm was filter on postrouting at 90 with policy accept, "
+                "not filter on postrouting at 150 with policy accept"
+            ),
         ),
         (
             ', "type": "filter", "hook": "input", "prio": 0, "policy": "accept"',
             "",
             "the chain input of ip vmm was on no hook, not filter on input at 0 with policy accept",
         ),
-        ('"name": "vmm", "handle": 3', '"name": "vmm", "flags": "ip"', "the firewall's table ip vmm had flags, as `dormant`"),
+        (
+            '"name": "vmm", "handle": 3',
+            '"name": "vmm", "flags": "ip"',
+            "the firewall's table ip vmm had flags, as `dormant`",
+        ),
         (
             '"name": "vmm", "handle": 3',
             '"name": "vmm", "flags": ["dormant"]',
@@ -286,7 +294,9 @@ def test_walls_that_hang_elsewhere_or_nowhere(kernel: dict[str, str], before: st
 
 def test_a_chain_that_is_someone_elses(kernel: dict[str, str]) -> None:
     hook = '"type": "filter", "hook": "forward", "prio": 9, "policy": "drop"'
-    kernel["ip"] = account(IP + f'{{"chain": {{"family": "ip", "table": "vmm", "name": "mine", "handle": 99, {hook}}}}}')
+    kernel["ip"] = account(
+        IP + f'{{"chain": {{"family": "ip", "table": "vmm", "name": "mine", "handle": 99, {hook}}}}}'
+    )
     assert WALL.differences(ATTACHED) == ["the chain mine of ip vmm is none of vmm's"]
 
 
