@@ -390,6 +390,62 @@ def test_a_reused_address_gets_nothing_of_its_predecessors(host: Host) -> None:
             assert pair.hears("again")
 
 
+@pytest.mark.fault(29, 41)
+def test_what_came_in_while_walls_were_away_does_not_stay(pair: Pair) -> None:
+    """A neighbour's connection to a machine's own address: the rules let none begin, and all go on that have begun."""
+    one = pair.one.lease
+    held = [(guest.lease, ()) for guest in (pair.one, pair.two)]
+    network = replace(pair.network, running=lambda: held)
+
+    def comes(words: str) -> bool:
+        return pair.one.until(lambda frame: frame.rstrip(b"\0").endswith(words.encode()), 0.5) is not None
+
+    with the_world_of(pair) as world, Outside(world, 7777) as neighbour, Outside(pair.host.namespace, 7778) as own:
+        pair.host.run("ip", "-n", world, "route", "add", "172.16.0.0/16", "via", OUTSIDE_HOST)
+        neighbour.send("closed", one.address, 9)
+        assert not comes("closed")
+        pair.host.run(
+            "nft",
+            "insert rule ip vmm guard ip daddr 172.16.0.0/16 meta mark set meta mark or 0x10000000 accept;"
+            " flush chain ip vmm entering",
+        )
+        own.send("the host's", one.address, 9)
+        assert comes("the host's")
+        neighbour.send("open", one.address, 9)
+        assert comes("open")
+        for peer, port in ((OUTSIDE_WORLD, 7777), (GATEWAY, 7778)):
+            answer = ipv4(one.address, peer, 17, udp(9, port, b"answer"))
+            pair.one.send(ethernet(one.mac, GATEWAY_MAC, IPV4, answer))
+        network.restore()
+        assert network.differences(held) == []
+        neighbour.send("still", one.address, 9)
+        assert not comes("still")
+        # The host's own goes on, in both directions.
+        assert own.hears()[1] == "answer"
+        pair.one.send(ethernet(one.mac, GATEWAY_MAC, IPV4, ipv4(one.address, GATEWAY, 17, udp(9, 7778, b"more"))))
+        assert own.hears()[1] == "more"
+
+
+@pytest.mark.fault(7)
+def test_links_forward_for_forwards_as_long_as_there_are_any(pair: Pair) -> None:
+    """Without one the host is no router between its other networks, unless someone else made it one."""
+
+    def forwarding(link: str) -> str:
+        return pair.host.run("cat", f"/proc/sys/net/ipv4/conf/{link}/forwarding").stdout.strip()
+
+    with the_world_of(pair):
+        for number, link in enumerate(("lan0", "lan1")):
+            pair.host.run("ip", "link", "add", link, "type", "bridge")
+            pair.host.run("ip", "addr", "add", f"198.51.100.{1 + 128 * number}/25", "dev", link)
+            pair.host.run("ip", "link", "set", link, "up")
+        pair.host.run("sysctl", "-qw", "net.ipv4.conf.lan1.forwarding=1")
+        for _ in range(2):
+            pair.network.open_forward(pair.one.lease, LATE)
+            assert (forwarding("lan0"), forwarding("lan1"), forwarding("up0")) == ("1", "1", "1")
+            pair.network.close_forward(pair.one.lease, LATE)
+            assert (forwarding("lan0"), forwarding("lan1"), forwarding("up0")) == ("0", "1", "1")
+
+
 @pytest.mark.fault(41)
 def test_localhost_is_routed_from_the_bridge_only_while_forwards_need_it(tiny: Host) -> None:
     def routed() -> str:

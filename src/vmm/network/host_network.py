@@ -133,13 +133,15 @@ class HostNetwork(Value):
             conntrack.forget_before(lease, forwards)
 
     def _end_forwards(self, forwards: Sequence[PortForward], besides: PortForward | None = None) -> None:
-        """Close what localhost's forwards need, with the last of them."""
-        if any(_is_for_localhost(forward) for forward in forwards):
-            self._settle_localhost(self.running(), besides)
+        """Close what forwards from localhost and from outside need, each with the last of them."""
+        left = [forward for forward in self._all_forwards() if forward != besides] if forwards else []
+        if any(map(_is_for_localhost, forwards)):
+            self._settle_localhost(left)
+        if _is_published(forwards) and not _is_published(left):
+            self.forwarding.turn_off_needless(published=False)
 
-    def _settle_localhost(self, attached: Attached, besides: PortForward | None = None) -> None:
-        left = [forward for _, forwards in attached for forward in forwards if forward != besides]
-        links.route_localnet(self.bridge_name, on=any(map(_is_for_localhost, left)))
+    def _settle_localhost(self, forwards: Sequence[PortForward]) -> None:
+        links.route_localnet(self.bridge_name, on=any(map(_is_for_localhost, forwards)))
 
     def reconcile(self, attached: Attached) -> None:
         # Whole or not: one that an older vmm made gets what it lacks.
@@ -177,10 +179,11 @@ class HostNetwork(Value):
     def _follow(self, attached: Attached) -> None:
         """Do what the rules that were just made anew bring with them."""
         self.others.accept()
-        self._settle_localhost(attached)
+        self._settle_localhost([forward for _, forwards in attached for forward in forwards])
         with _told("What the kernel remembers of a forward's connections cannot be deleted."):
             for lease, forwards in attached:
                 conntrack.forget_before(lease, forwards)
+            conntrack.forget_strangers(lease for lease, _ in attached)
 
     def differences(self, attached: Attached) -> list[str]:
         """Return what of bridge, firewall and taps is not as these machines need it, a sentence each."""
@@ -330,7 +333,7 @@ class HostNetwork(Value):
         """Make the bridge what it should be, and let it and the links to the world forward."""
         self._take_bridge(self._owner(make=True))
         self.forwarding.turn_on(published=_is_published(self._all_forwards()))
-        self._settle_localhost(self.running())
+        self._settle_localhost(self._all_forwards())
 
     def is_set_up(self) -> bool:
         """Whether the machines' bridge is there, whole or not."""
