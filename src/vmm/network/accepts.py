@@ -57,6 +57,10 @@ def without_ours(chains: Mapping[str, Chains]) -> dict[str, Chains]:
     }
 
 
+def any_stands(chains: Mapping[str, Chains]) -> bool:
+    return next(_standing(chains), None) is not None
+
+
 def plan(chains: Mapping[str, Chains], troubles: Iterable[Trouble]) -> Plan:
     """Return what is to be changed of our rules. `troubles` are those that accepts mend, seen without ours."""
     wanted: dict[tuple[str, str, tuple[str, ...]], tuple[Accept, int]] = {}
@@ -89,7 +93,10 @@ def carry_out(planned: Plan, chains: Mapping[str, Chains]) -> None:
     for accept in sorted(planned.into, key=lambda each: -each.at):
         before = [each for each in _standing(chains) if each.tool == accept.tool and each.chain == accept.chain]
         stay = sum(each.at <= accept.at for each in before if each not in planned.out)
-        process.run([accept.tool, "-w", "-I", accept.chain, str(accept.at + stay + 1), *accept.words])
+        place = [accept.chain, str(accept.at + stay + 1)]
+        if process.run([accept.tool, "-w", "-I", *place, *accept.words], check=False).code != 0:
+            # Someone has taken rules out meanwhile: the next look puts it where it belongs.
+            process.run([accept.tool, "-w", "-I", accept.chain, *accept.words])
 
 
 def overruled(planned: Plan, chains: Mapping[str, Chains]) -> str:

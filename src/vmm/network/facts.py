@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from vmm.network.host_network import HostNetwork
 
 _FIREWALLS = "forward policy"
-_MENDED = "sudo vmm reconcile"
 
 
 def forwarding(network: HostNetwork) -> Answer:
@@ -70,8 +69,11 @@ def other_firewalls(network: HostNetwork) -> Answer:
     ours = network.others
     listing = ours.listing()
     answer = told(network, others.merged(ours.troubles(listing)))
-    if answer.standing is Standing.OK and (rule := accepts.overruled(ours.plan(listing), listing.chains)):
-        return not_ok(_FIREWALLS, f"vmm's own accept stands before a rule that drops on purpose: {rule}", _MENDED)
+    if answer.standing is Standing.OK and accepts.any_stands(listing.chains):
+        rule = accepts.overruled(ours.plan(listing), listing.chains)
+        if rule:
+            what = f"vmm's own accept stands before a rule that drops on purpose: {rule}"
+            return not_ok(_FIREWALLS, what, "sudo vmm reconcile")
     if answer.standing is Standing.OK and listing.unread:
         return unseen(_FIREWALLS, "; ".join(listing.unread), "sudo apt-get install iptables")
     return answer

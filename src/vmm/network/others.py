@@ -86,11 +86,7 @@ class Others(Value):
 
     def troubles(self, listing: Listing | None = None) -> list[Trouble]:
         """Return every chain that drops what machines need, or may."""
-        if listing is None:
-            found = self._judge(read(_NFT_TERSE))
-            # What a set or a map holds may tell.
-            return found if all(trouble.certain for trouble in found) else self._judge(read(_NFT))
-        return self._judge(listing)
+        return self._judge(self.listing() if listing is None else listing)
 
     def are_dropping(self, listing: str) -> bool:
         """Whether one of them drops what machines need for certain, by a listing of nft's alone, and at once."""
