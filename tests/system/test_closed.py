@@ -5,6 +5,7 @@ import itertools
 import socket
 import struct
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 
 import frames
 import pytest
@@ -13,10 +14,11 @@ from hosts import METADATA, OUTSIDE_HOST, OUTSIDE_WORLD, SMALL, Host, the_world,
 from pairs import GATEWAY, GATEWAY_MAC, Outside, Pair, a_pair, listening, overheard, the_world_of
 
 from vmm.config import SUBNET
-from vmm.model.network import PortForward, Protocol
+from vmm.model.network import PortForward, Protocol, lease_for
 from vmm.model.value import replace
 from vmm.network import policy
 from vmm.network.tables import METADATA as CLOSED
+from vmm.network.watch import Change, Changes
 
 pytestmark = pytest.mark.system
 
@@ -122,6 +124,88 @@ def test_what_closes_without_the_firewall_stands_again_whoever_took_it_away(pair
         pair.host.run("ip", "rule", "add", "pref", "32766", "lookup", "main")
         pair.host.run("ip", "rule", "add", "pref", "32767", "lookup", "default")
     assert pair.host.run("ip", "rule").stdout == whole
+
+
+HOLLOW = {
+    "asleep": "add table ip vmm { flags dormant; }",
+    "the bridge's asleep": "add table bridge vmm { flags dormant; }",
+    "IPv6's asleep": "add table ip6 vmm { flags dormant; }",
+    "a policy that drops": "add chain ip vmm guard { policy drop; }",
+    "another priority": "flush chain bridge vmm input; delete chain bridge vmm input;"
+    ' add chain bridge vmm input { type filter hook input priority 5; }; add rule bridge vmm input iifname "vmm-ac10*"'
+    " ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop",
+    "on no hook": "flush chain ip vmm outside; delete chain ip vmm outside; add chain ip vmm outside;"
+    ' add rule ip vmm outside ip saddr 172.16.0.0/16 oifname != { "lo", "vmm-br0" } drop',
+    "a chain too many": "add chain ip vmm more { type filter hook forward priority 9; policy drop; }",
+}
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("change", HOLLOW)
+def test_walls_that_stand_and_hold_nothing_are_seen_and_mended(pair: Pair, change: str) -> None:
+    """Every rule is where it was, and none is asked, or all is dropped."""
+    held = [(guest.lease, ()) for guest in (pair.one, pair.two)]
+    network = replace(pair.network, running=lambda: held)
+    assert network.differences(held) == []
+    whole = settled(pair.host)
+    pair.host.run("nft", HOLLOW[change])
+    (told,) = network.differences(held)
+    assert " vmm " in told
+    network.restore()
+    assert network.differences(held) == []
+    assert settled(pair.host) == whole
+    assert pair.reaches_gateway(1)
+
+
+TAP = "vmm-ac100002"
+BENT = {
+    "was blocked on the bridge": f"bridge link set dev {TAP} state 0",
+    "had another learning": f"bridge link set dev {TAP} learning off",
+    "had another hairpin": f"bridge link set dev {TAP} hairpin on",
+    "had another flood and bcast_flood": f"bridge link set dev {TAP} flood off bcast_flood off",
+    "had another neigh_suppress": f"bridge link set dev {TAP} neigh_suppress on",
+    "had an MTU of 600": f"ip link set {TAP} mtu 600",
+    "vmm-br0 had an MTU of 9000": "ip link set vmm-br0 mtu 9000",
+    "vmm-br0 had an MTU of 1200": "ip link set vmm-br0 mtu 1200",
+    f"{TAP} had IPv6 on": f"sysctl -qw net.ipv6.conf.{TAP}.disable_ipv6=0",
+    "vmm-br0 had IPv6 on": "sysctl -qw net.ipv6.conf.vmm-br0.disable_ipv6=0",
+    "vmm-br0 was down": "ip link set vmm-br0 down",
+    "was without 172.16.0.1": "ip addr flush dev vmm-br0",
+    "vmm-br0 had another ageing_time": "ip link set vmm-br0 type bridge ageing_time 0",
+    "vmm-br0 had another stp_state": "ip link set vmm-br0 type bridge stp_state 1",
+    "vmm-br0 had another group_fwd_mask": "ip link set vmm-br0 type bridge group_fwd_mask 0",
+}
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("change", BENT)
+def test_links_that_stand_and_are_otherwise_are_seen_and_mended(pair: Pair, change: str) -> None:
+    held = [(guest.lease, ()) for guest in (pair.one, pair.two)]
+    network = replace(pair.network, running=lambda: held)
+    assert network.differences(held) == []
+    watch = Changes()
+    try:
+        pair.host.run(*BENT[change].split())
+        assert any(change in told for told in network.differences(held)), network.differences(held)
+        # The kernel's news of it wake the supervisor.
+        assert Change.LINKS in watch.take()
+        network.restore()
+        assert network.differences(held) == []
+        assert pair.reaches_gateway(1)
+    finally:
+        watch.close()
+
+
+@pytest.mark.fault(41)
+def test_a_start_wakes_the_tables_that_someone_has_put_to_sleep(pair: Pair) -> None:
+    whole = settled(pair.host)
+    pair.host.run("nft", "add table ip vmm { flags dormant; }; add table bridge vmm { flags dormant; }")
+    third = lease_for(IPv4Address("172.16.0.4"))
+    with pair.network.attaching(third, ()):
+        pass
+    assert "dormant" not in settled(pair.host)
+    pair.network.detach(third, ())
+    assert settled(pair.host) == whole
 
 
 def test_routing_rules_that_were_half_made_or_half_removed_go(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +400,62 @@ def test_a_reused_address_gets_nothing_of_its_predecessors(host: Host) -> None:
         with a_pair(host, LATE) as pair:
             sender.send("again", OUTSIDE_HOST, 5353)
             assert pair.hears("again")
+
+
+@pytest.mark.fault(29, 41)
+def test_what_came_in_while_walls_were_away_does_not_stay(pair: Pair) -> None:
+    """A neighbour's connection to a machine's own address: the rules let none begin, and all go on that have begun."""
+    one = pair.one.lease
+    held = [(guest.lease, ()) for guest in (pair.one, pair.two)]
+    network = replace(pair.network, running=lambda: held)
+
+    def comes(words: str) -> bool:
+        return pair.one.until(lambda frame: frame.rstrip(b"\0").endswith(words.encode()), 0.5) is not None
+
+    with the_world_of(pair) as world, Outside(world, 7777) as neighbour, Outside(pair.host.namespace, 7778) as own:
+        pair.host.run("ip", "-n", world, "route", "add", "172.16.0.0/16", "via", OUTSIDE_HOST)
+        neighbour.send("closed", one.address, 9)
+        assert not comes("closed")
+        pair.host.run(
+            "nft",
+            "insert rule ip vmm guard ip daddr 172.16.0.0/16 meta mark set meta mark or 0x10000000 accept;"
+            " flush chain ip vmm entering",
+        )
+        own.send("the host's", one.address, 9)
+        assert comes("the host's")
+        neighbour.send("open", one.address, 9)
+        assert comes("open")
+        for peer, port in ((OUTSIDE_WORLD, 7777), (GATEWAY, 7778)):
+            answer = ipv4(one.address, peer, 17, udp(9, port, b"answer"))
+            pair.one.send(ethernet(one.mac, GATEWAY_MAC, IPV4, answer))
+        network.restore()
+        assert network.differences(held) == []
+        neighbour.send("still", one.address, 9)
+        assert not comes("still")
+        # The host's own goes on, in both directions.
+        assert own.hears()[1] == "answer"
+        pair.one.send(ethernet(one.mac, GATEWAY_MAC, IPV4, ipv4(one.address, GATEWAY, 17, udp(9, 7778, b"more"))))
+        assert own.hears()[1] == "more"
+
+
+@pytest.mark.fault(7)
+def test_links_forward_for_forwards_as_long_as_there_are_any(pair: Pair) -> None:
+    """Without one the host is no router between its other networks, unless someone else made it one."""
+
+    def forwarding(link: str) -> str:
+        return pair.host.run("cat", f"/proc/sys/net/ipv4/conf/{link}/forwarding").stdout.strip()
+
+    with the_world_of(pair):
+        for number, link in enumerate(("lan0", "lan1")):
+            pair.host.run("ip", "link", "add", link, "type", "bridge")
+            pair.host.run("ip", "addr", "add", f"198.51.100.{1 + 128 * number}/25", "dev", link)
+            pair.host.run("ip", "link", "set", link, "up")
+        pair.host.run("sysctl", "-qw", "net.ipv4.conf.lan1.forwarding=1")
+        for _ in range(2):
+            pair.network.open_forward(pair.one.lease, LATE)
+            assert (forwarding("lan0"), forwarding("lan1"), forwarding("up0")) == ("1", "1", "1")
+            pair.network.close_forward(pair.one.lease, LATE)
+            assert (forwarding("lan0"), forwarding("lan1"), forwarding("up0")) == ("0", "1", "1")
 
 
 @pytest.mark.fault(41)

@@ -351,3 +351,109 @@ def test_forwards_behind_a_firewall_that_lets_machines_out_alone_are_seen(host: 
             assert pair.hears("let in") is not None
         undone = "iptables -F; iptables -P FORWARD ACCEPT" if tool == "iptables" else "nft delete table inet router"
         host.run("sh", "-ec", undone)
+
+
+OURS = "-m mark --mark 0x20000000/0x20000000 -m comment --comment vmm -j ACCEPT"
+BAN = "-p udp -m udp --dport 9098 -j DROP"
+BANNED = {
+    # what stands there, what of FORWARD and its chain is left of it
+    "before a policy": (["-P FORWARD DROP", f"-A FORWARD {BAN}"], [f"-A FORWARD {BAN}", f"-A FORWARD {OURS}"]),
+    "before a final drop": (
+        [f"-A FORWARD {BAN}", "-A FORWARD -i lo -j ACCEPT", "-A FORWARD -j DROP"],
+        [f"-A FORWARD {BAN}", f"-A FORWARD {OURS}", "-A FORWARD -i lo -j ACCEPT", "-A FORWARD -j DROP"],
+    ),
+    "in a chain of its own": (
+        ["-N MINE", "-A FORWARD -j MINE", f"-A MINE {BAN}", "-A MINE -j DROP"],
+        ["-A FORWARD -j MINE", f"-A MINE {BAN}", f"-A MINE {OURS}", "-A MINE -j DROP"],
+    ),
+    "in a chain that all drops share": (
+        ["-N BAD", "-A BAD -j DROP", f"-A FORWARD {BAN.replace('DROP', 'BAD')}", "-A FORWARD -j BAD"],
+        [
+            f"-A FORWARD {BAN.replace('DROP', 'BAD')}",
+            f"-A FORWARD {OURS}",
+            "-A FORWARD -j BAD",
+            "-A BAD -j DROP",
+        ],
+    ),
+    "behind an accept of before": (
+        ["-P FORWARD DROP", f"-A FORWARD {OURS}", f"-A FORWARD {BAN}"],
+        [f"-A FORWARD {BAN}", f"-A FORWARD {OURS}"],
+    ),
+    "with an accept behind it all": (
+        [f"-A FORWARD {BAN}", "-A FORWARD -j DROP", f"-A FORWARD {OURS}"],
+        [f"-A FORWARD {BAN}", f"-A FORWARD {OURS}", "-A FORWARD -j DROP"],
+    ),
+}
+
+
+def rules_of_iptables(host: Host) -> list[str]:
+    return [line for line in host.run("iptables", "-S").stdout.splitlines() if line.startswith("-A ")]
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("ban", BANNED)
+def test_an_accept_of_ours_overrules_nobody_who_drops_on_purpose(host: Host, ban: str) -> None:
+    there, expected = BANNED[ban]
+    with the_world(host) as world, a_pair(host) as pair, listening(world) as beyond:
+        for rule in there:
+            host.run("iptables", *rule.split())
+        pair.network.others.accept()
+        assert rules_of_iptables(host) == expected
+        assert pair.network.others.troubles() == []
+        # Once more: it stays where it is.
+        pair.network.others.accept()
+        assert rules_of_iptables(host) == expected
+        pair.network.renew_ways()
+        pair.knock(OUTSIDE_WORLD, "the world")
+        assert pair.hears("answer")
+        dropped = sum(
+            int(line.split()[0]) for line in host.run("iptables", "-nvxL").stdout.splitlines() if "9098" in line
+        )
+        pair.knock(OUTSIDE_WORLD, "banned", port=9098)
+        assert pair.reaches_gateway(1)
+        now = sum(int(line.split()[0]) for line in host.run("iptables", "-nvxL").stdout.splitlines() if "9098" in line)
+        assert (dropped, now) == (0, 1)
+        assert beyond.heard() == [f"{OUTSIDE_HOST} the world"]
+
+
+@pytest.mark.fault(50)
+def test_a_ban_that_comes_behind_our_accept_is_told_and_obeyed(host: Host) -> None:
+    host.run("iptables", "-P", "FORWARD", "DROP")
+    with the_world(host), a_pair(host) as pair:
+        assert rules_of_iptables(host) == [f"-A FORWARD {OURS}"]
+        host.run("iptables", "-A", "FORWARD", *BAN.split())
+        answer = facts.other_firewalls(pair.network)
+        assert answer.standing is not Standing.OK
+        assert f"-A FORWARD {BAN}" in answer.proof
+        assert answer.fix == "sudo vmm reconcile"
+        pair.network.others.accept()
+        assert rules_of_iptables(host) == [f"-A FORWARD {BAN}", f"-A FORWARD {OURS}"]
+        assert facts.other_firewalls(pair.network).standing is Standing.OK
+        # What nobody needs any more goes.
+        host.run("iptables", "-P", "FORWARD", "ACCEPT")
+        pair.network.others.accept()
+        assert rules_of_iptables(host) == [f"-A FORWARD {BAN}"]
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("by", ["-s 172.16.0.0/16", "-i vmm-br0"])
+def test_whoever_cuts_the_machines_off_is_told_and_not_overruled(host: Host, by: str) -> None:
+    with the_world(host), a_pair(host) as pair:
+        host.run("iptables", "-A", "FORWARD", *by.split(), "-j", "DROP")
+        pair.network.others.accept()
+        assert rules_of_iptables(host) == [f"-A FORWARD {by} -j DROP"]
+        answer = facts.other_firewalls(pair.network)
+        assert answer.fix == f"sudo iptables-nft -t filter -D FORWARD {by} -j DROP"
+        # All but these is another matter.
+        host.run("iptables", "-F", "FORWARD")
+        host.run("iptables", "-A", "FORWARD", "!", "-s", "10.0.0.0/8", "-j", "DROP")
+        pair.network.others.accept()
+        assert pair.network.others.troubles() == []
+
+
+@pytest.mark.fault(50)
+def test_a_table_of_our_name_in_another_family_is_someone_elses(host: Host) -> None:
+    with the_world(host), a_pair(host) as pair:
+        host.run("nft", "table inet vmm { chain f { type filter hook forward priority 0; policy drop; }; }")
+        assert {trouble.chain.family for trouble in pair.network.others.troubles()} == {"inet"}
+        host.run("nft", "delete", "table", "inet", "vmm")

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from pathlib import Path
 
 from vmm import TYPE_CHECKING
 from vmm import config as configuration
 from vmm.errors import ConflictError, HostError, VmmError
-from vmm.model.machine import EngineName, Machine, ProcessIdentity, Stray, UnreadableRecord
+from vmm.model.machine import EngineName, Machine, Stray, UnreadableRecord
 from vmm.model.network import place_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from vmm.app.facts import HostFacts
     from vmm.app.processes import HostProcesses

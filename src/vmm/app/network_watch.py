@@ -81,7 +81,7 @@ class NetworkWatch:
     def _links_differ(self, machines: Sequence[Machine]) -> bool:
         """Whether bridge or taps are not as they were made, but for those of machines that a command is at work on."""
         settled = [machine for machine in machines if machine.state in LIVE and not is_waiting(machine)]
-        if not self._site.network.is_whole():
+        if self._site.network.bridge_differences():
             return True
         leases = [machine.lease for machine in settled if machine.process is not None and not self._is_held(machine)]
         return bool(self._site.network.link_differences(leases))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vmm import TYPE_CHECKING
 from vmm.model.value import replace
+from vmm.network.others import is_aimed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,7 @@ def fix(trouble: Trouble, bridge: str) -> str:
     """Return the command that lets machines pass a chain."""
     chain = trouble.chain
     if trouble.tool != "nft":
-        if trouble.by.startswith("-A ") and bridge in trouble.by.split():
+        if is_aimed(trouble, bridge):
             return f"sudo {trouble.tool} -t {chain.table} -D {trouble.by.removeprefix('-A ')}"
         if chain.table == "filter":
             return "sudo vmm reconcile"

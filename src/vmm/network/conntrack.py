@@ -116,6 +116,20 @@ def forget_before(lease: Lease, forwards: Iterable[PortForward]) -> None:
         _delete(_entries(original=(wish, _F_NUMBER | _F_TO)), belongs)
 
 
+def forget_strangers(leases: Iterable[Lease]) -> None:
+    """Forget what came to these machines' own addresses from anyone but the host.
+
+    The rules let none of it begin; what began while they were away they would take for a connection that goes on.
+    """
+    local = None
+    for lease in leases:
+        own = socket.inet_aton(lease.address)
+        found = [each for each in _entries(reply=(_ip(_SOURCE, own), _F_SOURCE)) if each.original.destination == own]
+        if found:
+            known = local = _local_addresses() if local is None else local
+            _delete(found, lambda entry, known=known: entry.original.source not in known)
+
+
 def _ip(end: int, address: bytes) -> bytes:
     return attribute(_IP | NESTED, attribute(end, address))
 

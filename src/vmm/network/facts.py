@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmm import TYPE_CHECKING
 from vmm.model.facts import Answer, Standing, not_ok, ok, unseen
-from vmm.network import advice, dns, links, netlink, others
+from vmm.network import accepts, advice, dns, links, netlink, others
 from vmm.network import managers as link_managers
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ def _way_out(network: HostNetwork) -> Answer:
 
 def bridge(network: HostNetwork) -> Answer:
     name, subnet = network.bridge_name, network.subnet
-    if network.is_whole():
+    lacks = network.bridge_differences()
+    if not lacks:
         return ok("bridge", f"{name}, {subnet.gateway} in {subnet.cidr}")
     trouble = network.trouble() if links.is_root() else None
     if trouble is not None:
         return not_ok("bridge", f"{trouble.brief} {trouble.details}", trouble.resolution, fatal=True)
-    return not_ok("bridge", f"{name} is not up with {subnet.gateway}; the next start mends it", "sudo vmm setup")
+    return not_ok("bridge", f"{name} {', '.join(lacks)}; the next start mends it", "sudo vmm setup")
 
 
 def managers(network: HostNetwork) -> Answer:
@@ -65,8 +66,14 @@ def managers(network: HostNetwork) -> Answer:
 def other_firewalls(network: HostNetwork) -> Answer:
     if not links.is_root():
         return unseen(_FIREWALLS, "only root can see it", "sudo vmm doctor")
-    listing = others.read()
-    answer = told(network, advice.merged(network.others.troubles(listing)))
+    ours = network.others
+    listing = ours.listing()
+    answer = told(network, advice.merged(ours.troubles(listing)))
+    if answer.standing is Standing.OK and accepts.any_stands(listing.chains):
+        rule = accepts.overruled(ours.plan(listing), listing.chains)
+        if rule:
+            what = f"vmm's own accept stands before a rule that drops on purpose: {rule}"
+            return not_ok(_FIREWALLS, what, "sudo vmm reconcile")
     if answer.standing is Standing.OK and listing.unread:
         return unseen(_FIREWALLS, "; ".join(listing.unread), "sudo apt-get install iptables")
     return answer

@@ -96,8 +96,7 @@ class Firewall(Value):
                     key = (forward.protocol.value, forward.host_address, str(forward.host_port))
                     wanted["ip", "ports_at"].add((*key, *target))
         text = self._tables()
-        counts, heads = tables.rule_counts(text), tables.heads(text)
-        return inspection.differences(wanted, counts, heads, inspection.rules_of(text))
+        return inspection.differences(wanted, tables.rule_counts(text), tables.hooks(text), inspection.rules_of(text))
 
     def _tables(self) -> str:
         return tables.rendered(
@@ -123,7 +122,9 @@ class Firewall(Value):
         That returns False when the tables are not there, are of another configuration, or hold something else of that
         name.
         """
-        lines = (*self._ours(), self._if_current(), *self._ways(), *_elements("add", lease, forwards))
+        # Named again, a table that someone has put to sleep (`flags dormant`) is awake.
+        awake = ("add table ip vmm", "add table bridge vmm")
+        lines = (*self._ours(), *awake, self._if_current(), *self._ways(), *_elements("add", lease, forwards))
         try:
             begun = process.begin(["nft", "-f", "-"], stdin="\n".join(lines) + "\n")
         except HostError as error:

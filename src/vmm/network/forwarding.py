@@ -2,7 +2,8 @@
 
 The switch for the whole host (net.ipv4.ip_forward) would make a router between all its networks of it, and hide from
 Docker that it must close what it opens. A link's own (net.ipv4.conf.LINK.forwarding) is what the kernel asks, of the
-link by which a packet came in. What vmm switched on is recorded before, and switched off by `teardown`.
+link by which a packet came in. What vmm switched on is recorded before, and switched off by `teardown`; what only
+forwards needed, with the last of these.
 """
 
 from __future__ import annotations
@@ -70,6 +71,17 @@ class Forwarding(Value):
                     _switch(link, on=False)
         self.record.unlink(missing_ok=True)
 
+    def turn_off_needless(self, *, published: bool) -> None:
+        """Switch off what vmm has switched on for forwards, and no forward needs any more."""
+        noted, needed = self._noted(), self._needed(None, published=published)
+        needless = [link for link in noted if link not in needed]
+        if not needless:
+            return
+        # What someone has switched on for all links since then stays on, and is no more vmm's.
+        for link in [] if _is_on("all") else needless:
+            _switch(link, on=False)
+        self._write([link for link in noted if link in needed])
+
     def _needed(self, ways: Sequence[str] | None, *, published: bool) -> list[str]:
         if ways is None:
             ways = [self.host_interface] if self.host_interface else uplinks.uplinks(self.bridge, self.subnet)
@@ -87,13 +99,16 @@ class Forwarding(Value):
             return []
 
     def _note(self, switched: Iterable[str]) -> None:
-        import json
-
         before = self._noted()
         after = list(dict.fromkeys([*before, *switched]))
         if after != before:
-            files.make_dir(self.record.parent)
-            files.write_atomic(self.record, json.dumps({"of": _here(), "links": after}), durable=False)
+            self._write(after)
+
+    def _write(self, noted: Sequence[str]) -> None:
+        import json
+
+        files.make_dir(self.record.parent)
+        files.write_atomic(self.record, json.dumps({"of": _here(), "links": list(noted)}), durable=False)
 
 
 def _here() -> list[str]:

@@ -14,6 +14,7 @@ from vmm import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.host import process
 from vmm.host.reading import read_text
+from vmm.network.tables import is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -43,9 +44,8 @@ def listing() -> Generator[Callable[[], str]]:
 def is_dropped(others: Callable[[], Others], listed: str) -> bool:
     """Whether a chain of someone else's drops what machines need, as far as can be told at once."""
     entries: list[Any] = json.loads(listed)["nftables"] if listed else []
-    foreign = any(
-        "hook" in chain and chain["table"] != "vmm" for chain in (entry.get("chain", {}) for entry in entries)
-    )
+    chains = [entry["chain"] for entry in entries if "chain" in entry]
+    foreign = any("hook" in chain and not is_ours(chain["family"], chain["table"]) for chain in chains)
     if not foreign and not has_legacy_tables():
         return False
     return others().are_dropping(listed)

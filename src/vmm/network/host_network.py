@@ -53,10 +53,7 @@ class HostNetwork(Value):
         return owner_at(self.data_dir, make=make)
 
     def _whole_firewall(self, resolvers: Sequence[str] | None = None) -> Firewall:
-        """Return the firewall with what it depends on of the host and of its configuration.
-
-        `resolvers`: those to be added for a machine, in place of those of all.
-        """
+        """Return the firewall with what it depends on of the host; `resolvers` stand in place of all machines'."""
         try:
             ways = (self.host_interface,) if self.host_interface else uplinks.uplinks(self.bridge_name, self.subnet)
         except OSError as error:
@@ -133,13 +130,15 @@ class HostNetwork(Value):
             conntrack.forget_before(lease, forwards)
 
     def _end_forwards(self, forwards: Sequence[PortForward], besides: PortForward | None = None) -> None:
-        """Close what localhost's forwards need, with the last of them."""
-        if any(_is_for_localhost(forward) for forward in forwards):
-            self._settle_localhost(self.running(), besides)
+        """Close what forwards from localhost and from outside need, each with the last of them."""
+        left = [forward for forward in self._all_forwards() if forward != besides] if forwards else []
+        if any(map(_is_for_localhost, forwards)):
+            self._settle_localhost(left)
+        if _is_published(forwards) and not _is_published(left):
+            self.forwarding.turn_off_needless(published=False)
 
-    def _settle_localhost(self, attached: Attached, besides: PortForward | None = None) -> None:
-        left = [forward for _, forwards in attached for forward in forwards if forward != besides]
-        links.route_localnet(self.bridge_name, on=any(map(_is_for_localhost, left)))
+    def _settle_localhost(self, forwards: Sequence[PortForward]) -> None:
+        links.route_localnet(self.bridge_name, on=any(map(_is_for_localhost, forwards)))
 
     def reconcile(self, attached: Attached) -> None:
         # Whole or not: one that an older vmm made gets what it lacks.
@@ -172,15 +171,16 @@ class HostNetwork(Value):
             for lease, _ in known.values():
                 link = there.get(lease.tap)
                 if link and link.kind == "tun" and (link.has_carrier or not link.is_up):
-                    links.connect(lease, self.bridge_name, owner)
+                    links.reconnect(lease, self.bridge_name, owner)
 
     def _follow(self, attached: Attached) -> None:
         """Do what the rules that were just made anew bring with them."""
         self.others.accept()
-        self._settle_localhost(attached)
+        self._settle_localhost([forward for _, forwards in attached for forward in forwards])
         with _told("What the kernel remembers of a forward's connections cannot be deleted."):
             for lease, forwards in attached:
                 conntrack.forget_before(lease, forwards)
+            conntrack.forget_strangers(lease for lease, _ in attached)
 
     def differences(self, attached: Attached) -> list[str]:
         """Return what of bridge, firewall and taps is not as these machines need it, a sentence each."""
@@ -192,8 +192,9 @@ class HostNetwork(Value):
         if trouble is not None:
             return [f"{trouble.brief} {trouble.details} To mend it: {trouble.resolution}"]
         found: list[str] = []
-        if not links.bridge_is_whole(self.bridge_name, self.subnet, owner):
-            found.append(f"the bridge {self.bridge_name} was gone, down, without its address, or not closed")
+        lacks = links.bridge_differences(self.bridge_name, self.subnet, owner)
+        if lacks:
+            found.append(f"the bridge {self.bridge_name} {', '.join(lacks)}")
         found += self._whole_firewall().differences(attached)
         localhost = any(_is_for_localhost(forward) for _, forwards in attached for forward in forwards)
         routed = links.routes_localnet(self.bridge_name)
@@ -264,15 +265,15 @@ class HostNetwork(Value):
                     policy.remove(name)
             firewall.remove()
             managers.forget(self.bridge_name)
-            from vmm.network.others import remove_accepts
+            from vmm.network import accepts
 
-            remove_accepts()
+            accepts.remove()
             self.forwarding.give_back()
         return [] if trouble is None else [f"{trouble.brief} {trouble.details}"]
 
-    def is_whole(self) -> bool:
-        """Whether the bridge is there, this vmm's own, up, has its address, and is closed."""
-        return links.bridge_is_whole(self.bridge_name, self.subnet, self._owner())
+    def bridge_differences(self) -> list[str]:
+        """Return what of the bridge is not as it was made, in words."""
+        return links.bridge_differences(self.bridge_name, self.subnet, self._owner())
 
     def trouble(self) -> NetworkError | None:
         """Return why bridge, taps and tables are not this vmm's to change, None when they are."""
@@ -333,7 +334,7 @@ class HostNetwork(Value):
         """Make the bridge what it should be, and let it and the links to the world forward."""
         self._take_bridge(self._owner(make=True))
         self.forwarding.turn_on(published=_is_published(self._all_forwards()))
-        self._settle_localhost(self.running())
+        self._settle_localhost(self._all_forwards())
 
     def is_set_up(self) -> bool:
         """Whether the machines' bridge is there, whole or not."""
@@ -343,7 +344,7 @@ class HostNetwork(Value):
         return [forward for _, forwards in self.running() for forward in forwards]
 
     def _look_at_bridge(self, owner: Owner, *, coming: str) -> None:
-        if not links.bridge_is_whole(self.bridge_name, self.subnet, owner):
+        if links.bridge_differences(self.bridge_name, self.subnet, owner):
             self._take_bridge(owner, coming=coming)
             self.others.accept()
 

@@ -6,20 +6,18 @@ import json
 
 from vmm import TYPE_CHECKING
 from vmm.host import process
-from vmm.network.listing import listed
+from vmm.network.listing import OWNER, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
-    from vmm.network.tables import Head
+    from vmm.network.tables import Hook
 
 # (family, set or map) -> its elements, each as its parts in nft's order.
 Elements = dict[tuple[str, str], set[tuple[str, ...]]]
 # (family, chain) -> its rules in their order, each as nft's JSON has it.
 Rules = dict[tuple[str, str], list["Any"]]
-# (family, chain) -> where it hangs; None where nothing but a jump leads to it.
-Heads = dict[tuple[str, str], "Head | None"]
 
 
 def rules_of(tables: str) -> Rules | None:
@@ -35,11 +33,14 @@ def rules_of(tables: str) -> Rules | None:
 
 
 def differences(
-    wanted: Elements, counts: Mapping[tuple[str, str], int], heads: Heads, rules: Rules | None = None
+    wanted: Elements,
+    counts: Mapping[tuple[str, str], int],
+    hooks: Mapping[tuple[str, str], Hook],
+    rules: Rules | None = None,
 ) -> list[str]:
     """Return what of the tables is not as it should be, a sentence each.
 
-    `counts` are those of the rules by (family, chain), `heads` where the chains hang; `rules` may not be known.
+    `counts` are those of the rules by (family, chain), `hooks` where these hang; `rules` themselves may not be known.
     """
     found: list[str] = []
     for family in dict.fromkeys(family for family, _ in counts):
@@ -49,7 +50,7 @@ def differences(
             continue
         entries = json.loads(listing)["nftables"]
         has, standing = _elements(family, entries), _rules(entries)
-        found += _misplaced(family, {key: head for key, head in heads.items() if key[0] == family}, entries)
+        found += _frame_differences(family, entries, hooks)
         for key, count in counts.items():
             there = standing.get(key, [])
             if key[0] == family and len(there) != count:
@@ -64,29 +65,31 @@ def differences(
     return found
 
 
-def _misplaced(family: str, heads: Heads, entries: Iterable[Any]) -> list[str]:
-    """Say what keeps the rules from being asked, though they stand: a table asleep, a chain that hangs elsewhere."""
+def _frame_differences(family: str, entries: Iterable[Any], hooks: Mapping[tuple[str, str], Hook]) -> list[str]:
+    """Return what of a table itself and of its chains is otherwise: rules that hang nowhere wall nothing off."""
     found: list[str] = []
-    there: Heads = {}
+    there: dict[str, Hook] = {}
     for entry in entries:
         match entry:
-            # nft 1.0.6 writes the table's name for the flag's. One of vmm's has none.
+            # Ours has none. nft 1.0.6 writes the family in place of what is set, and a newer one a list.
             case {"table": {"flags": _}}:
-                found.append(f"the table {family} vmm was switched off")
-            case {"chain": {"name": str(name), **place}}:
-                there[family, name] = _head(place)
+                found.append(f"the firewall's table {family} vmm had flags, as `dormant`")
+            case {"chain": {"name": str(name), **rest}} if not OWNER.fullmatch(name):
+                there[name] = tuple(rest[key] for key in ("type", "hook", "prio", "policy") if key in rest)
             case _:
                 pass
-    moved = sorted(name for _, name in heads.keys() & there.keys() if there[family, name] != heads[family, name])
-    found += [f"the chain {name} of {family} vmm hung elsewhere, or had another policy" for name in moved]
-    strangers = sorted(name for _, name in there.keys() - heads.keys())
-    return found + [f"the chain {name} of {family} vmm was not vmm's" for name in strangers]
+    for (of, name), hook in hooks.items():
+        if of == family and name in there and there[name] != hook:
+            found.append(f"the chain {name} of {family} vmm was {_hung(there[name])}, not {_hung(hook)}")
+    strange = sorted(name for name in there if (family, name) not in hooks)
+    return found + [f"the chain {name} of {family} vmm is none of vmm's" for name in strange]
 
 
-def _head(place: Mapping[str, Any]) -> Head | None:
-    if "hook" not in place:
-        return None
-    return (str(place.get("type")), str(place["hook"]), int(place.get("prio", 0)), str(place.get("policy")))
+def _hung(hook: Hook) -> str:
+    if not hook:
+        return "on no hook"
+    kind, where, priority, policy = hook
+    return f"{kind} on {where} at {priority} with policy {policy}"
 
 
 def _rules(entries: Iterable[Any]) -> Rules:

@@ -35,16 +35,26 @@ _SYSCTL = Path("/proc/sys/net/ipv4")
 _SYSCTL_6 = Path("/proc/sys/net/ipv6/conf")
 
 
-def bridge_is_whole(name: str, subnet: Subnet, owner: Owner) -> bool:
-    """Whether the bridge is there, this vmm's own, up, has an address, and closed: three questions to the kernel."""
+def bridge_differences(name: str, subnet: Subnet, owner: Owner) -> list[str]:
+    """Return what of the bridge is not as this vmm makes it, in words: four questions to the kernel."""
     try:
         found = netlink.look(name)
-        if found is None or found.kind != "bridge" or not found.is_up or found.alias != owner.mark:
-            return False
-        return address_of(name) == subnet.gateway and policy.stand(name, subnet)
-    except OSError:
+        if found is None or found.kind != "bridge":
+            return ["was gone"]
+        lacks = {
+            "was not marked as this vmm's": found.alias != owner.mark,
+            "was down": not found.is_up,
+            f"was without {subnet.gateway}": address_of(name) != subnet.gateway,
+            "was not closed by routing rules": not policy.stand(name, subnet),
+            "was in another link's hands": found.master != 0,
+            f"had an MTU of {found.mtu}": found.mtu != netlink.MTU,
+            f"had another {' and '.join(found.otherwise)}": found.otherwise != (),
+            "had IPv6 on": has_ipv6(name),
+        }
+    except OSError as error:
         # Whatever keeps us from looking is told by whoever mends it.
-        return False
+        return [f"cannot be seen: {error}"]
+    return [what for what, is_so in lacks.items() if is_so]
 
 
 def address_of(name: str) -> str | None:
@@ -94,8 +104,8 @@ def mend_bridge(name: str, subnet: Subnet, owner: Owner) -> None:
             # Someone removed it under running machines: they get their cable back.
             for tap in taps(owner):
                 connect(lease_for(IPv4Address(bytes.fromhex(tap.removeprefix("vmm-")))), name, owner)
+        netlink.settle_bridge(name)
         _without_ipv6(name)
-        netlink.bridge_group_frames(name)
         netlink.set_up(name, alias=owner.mark)
         netlink.add_address(name, subnet.gateway, subnet.prefix_length, str(subnet.network.broadcast_address))
         for key in ("accept_redirects", "send_redirects"):
@@ -173,6 +183,14 @@ def connect(lease: Lease, bridge: str, owner: Owner) -> None:
     netlink.join_bridge(lease.tap, bridge, alias=owner.mark)
 
 
+def reconnect(lease: Lease, bridge: str, owner: Owner) -> None:
+    """Put a running machine's tap back as it was made, and have it pass frames. May raise OSError."""
+    # A link that was too small for IPv6 gets it anew, and switched on: so its size comes first.
+    netlink.set_mtu(lease.tap)
+    connect(lease, bridge, owner)
+    netlink.unblock(lease.tap)
+
+
 def tap_differences(lease: Lease, bridge: str, known: Mapping[str, netlink.Link]) -> list[str]:
     """Return what of a running machine's tap is not as it was made, a sentence each; `known` are the host's links."""
     tap, link, master = lease.tap, known.get(lease.tap), known.get(bridge)
@@ -182,10 +200,17 @@ def tap_differences(lease: Lease, bridge: str, known: Mapping[str, netlink.Link]
         return [f"the link {tap} is no tap"]
     if not link.has_carrier and link.is_up:
         return [f"the tap {tap} is not the one that its machine has open"]
+    is_port = master is not None and link.master == master.index
+    # While either of them is down, so is the port.
+    is_passing = is_port and link.is_up and master is not None and master.is_up
+    others = [name for name in link.otherwise if name != "isolated"]
     lacks = {
         f"the tap {tap} was down": not link.is_up,
-        f"the tap {tap} was off the bridge": master is not None and link.master != master.index,
-        f"the tap {tap} was not isolated": not link.isolated and master is not None and link.master == master.index,
+        f"the tap {tap} was off the bridge": master is not None and not is_port,
+        f"the tap {tap} was not isolated": is_port and not link.isolated,
+        f"the tap {tap} was blocked on the bridge": is_passing and link.is_blocked,
+        f"the tap {tap} had another {' and '.join(others)}": is_port and others != [],
+        f"the tap {tap} had an MTU of {link.mtu}": link.mtu != netlink.MTU,
         f"the tap {tap} had IPv6 on": has_ipv6(tap),
         f"the tap {tap} lacked its filter": not _is_filtered(link.index, lease),
     }

@@ -18,21 +18,43 @@ from vmm.errors import NetworkError
 from vmm.model.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK, _NEWADDR = 16, 17, 18, 19, 20
 _REQUEST, _ACK, REPLACE, EXCL, CREATE, _DUMP = 0x1, 0x4, 0x100, 0x200, 0x400, 0x300
 _ERROR, _DONE = 2, 3
 _SOL_NETLINK, _GET_STRICT_CHK = 270, 12
 NESTED = 0x8000
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 10, 12, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 4, 10, 12, 18
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
-_IFLA_BR_GROUP_FWD_MASK = 9
-# All of 802.1D's group addresses but the first three, which the kernel does not let go (BR_GROUPFWD_RESTRICTED).
-_GROUP_FRAMES = 0xFFF8
-_IFLA_BRPORT_ISOLATED = 33
+MTU = 1500  # guests know of no other
+# What vmm's bridge is, besides what every link has: attribute -> its name for ip-link(8), and its value.
+_BRIDGE = {
+    # Frames to a machine that is forgotten go to all of them.
+    4: ("ageing_time", struct.pack("=I", 30000)),
+    5: ("stp_state", struct.pack("=I", 0)),
+    # All of 802.1D's group addresses but the first three, which the kernel does not let go (BR_GROUPFWD_RESTRICTED). By
+    # itself a bridge hands some of them (LLDP) to the host past every hook of its firewall, and learns their sender.
+    9: ("group_fwd_mask", struct.pack("=H", 0xFFF8)),
+}
+# Not every kernel has it.
+_VLANS = {7: ("vlan_filtering", b"\0")}
+_BRPORT_STATE, _IFLA_BRPORT_ISOLATED, _FORWARDING = 1, 33, b"\3"
+# What its ports are: attribute -> its name for bridge(8), and its value. Older kernels do not know the last ones.
+_PORT = {
+    4: ("hairpin", b"\0"),
+    5: ("guard", b"\0"),
+    8: ("learning", b"\1"),
+    9: ("flood", b"\1"),
+    10: ("proxy_arp", b"\0"),
+    12: ("proxy_arp_wifi", b"\0"),
+    30: ("bcast_flood", b"\1"),
+    32: ("neigh_suppress", b"\0"),
+    _IFLA_BRPORT_ISOLATED: ("isolated", b"\1"),
+    39: ("locked", b"\0"),
+}
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
-_IFLA_INFO_SLAVE_DATA = 5
+_IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 4, 5
 _IFLA_IFALIAS, _IFLA_EXT_MASK, _IFLA_CARRIER = 20, 29, 33
 # RTEXT_FILTER_SKIP_STATS: half of what the kernel would say of a link.
 _SKIP_STATS = 8
@@ -50,14 +72,21 @@ def make_bridge(name: str, mac: bytes) -> None:
     send([(_NEWLINK, CREATE | EXCL, body)])
 
 
-def bridge_group_frames(name: str) -> None:
-    """Let a bridge treat frames for 802.1D's group addresses as it treats all others.
+def settle_bridge(name: str) -> None:
+    """Make of a bridge what vmm's is, and take it out of every other link's hands."""
+    free = attribute(_IFLA_MASTER, struct.pack("=I", 0)) + attribute(_IFLA_MTU, struct.pack("=I", MTU))
+    head = link_head(index_of(name))
+    send([(_NEWLINK, 0, head + free + _bridge_info(_BRIDGE))])
+    try:
+        send([(_NEWLINK, 0, head + _bridge_info(_VLANS))])
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
 
-    By itself it hands some of them (LLDP) to the host past every hook of its firewall, and learns their sender's MAC.
-    """
-    mask = attribute(_IFLA_INFO_DATA | NESTED, attribute(_IFLA_BR_GROUP_FWD_MASK, struct.pack("=H", _GROUP_FRAMES)))
-    info = attribute(_IFLA_LINKINFO | NESTED, attribute(_IFLA_INFO_KIND, b"bridge") + mask)
-    send([(_NEWLINK, 0, link_head(index_of(name)) + info)])
+
+def _bridge_info(settings: Mapping[int, tuple[str, bytes]]) -> bytes:
+    data = attribute(_IFLA_INFO_DATA | NESTED, _wanted(settings))
+    return attribute(_IFLA_LINKINFO | NESTED, attribute(_IFLA_INFO_KIND, b"bridge") + data)
 
 
 def add_address(name: str, address: str, prefix_length: int, broadcast: str) -> None:
@@ -81,21 +110,42 @@ def join_bridge(tap: str, bridge: str, *, alias: str) -> None:
     """Put a link on a bridge, as a port that is isolated from the others, and set it up."""
     index = index_of(tap)
     master = attribute(_IFLA_MASTER, struct.pack("=I", index_of(bridge)))
-    isolated = attribute(_IFLA_PROTINFO | NESTED, attribute(_IFLA_BRPORT_ISOLATED, b"\1"))
     send(
         [
             (_NEWLINK, 0, link_head(index) + master + _alias(alias)),
-            (_SETLINK, 0, link_head(index, family=socket.AF_BRIDGE) + isolated),
+            (_SETLINK, 0, _port(index, _wanted(_PORT))),
             # Up last: no frame passes before the port is isolated.
             (_NEWLINK, 0, link_head(index, up=True)),
         ]
     )
 
 
+def set_mtu(name: str) -> None:
+    send([(_NEWLINK, 0, link_head(index_of(name)) + attribute(_IFLA_MTU, struct.pack("=I", MTU)))])
+
+
+def unblock(tap: str) -> None:
+    """Let a port of a bridge pass frames again; one that is down, or that nobody has open, does when that ends."""
+    try:
+        send([(_SETLINK, 0, _port(index_of(tap), attribute(_BRPORT_STATE, _FORWARDING)))])
+    except OSError as error:
+        if error.errno != errno.ENETDOWN:
+            raise
+
+
+def _port(index: int, settings: bytes) -> bytes:
+    return link_head(index, family=socket.AF_BRIDGE) + attribute(_IFLA_PROTINFO | NESTED, settings)
+
+
+def _wanted(settings: Mapping[int, tuple[str, bytes]]) -> bytes:
+    return b"".join(attribute(kind, value) for kind, (_, value) in settings.items())
+
+
 class Link(Value):
     """A link of the host: `master` is the index of the bridge that it is a port of.
 
-    `is_open` of a tap: a process has it open, whether the link is up or not.
+    `is_open` of a tap: a process has it open, whether the link is up or not. `otherwise`: the settings of a bridge, or
+    of a port of one, that are not those of vmm's; `is_blocked`: a port that passes no frames.
     """
 
     name: str
@@ -108,6 +158,9 @@ class Link(Value):
     is_open: bool
     alias: str
     mac: str
+    mtu: int = MTU
+    otherwise: tuple[str, ...] = ()
+    is_blocked: bool = False
 
 
 def links() -> dict[str, Link]:
@@ -135,7 +188,10 @@ def _read_link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK_HEAD.unpack_from(body)
     parts = attributes(body, _LINK_HEAD.size)
     info = attributes(parts.get(_IFLA_LINKINFO, b""))
-    port = attributes(info.get(_IFLA_INFO_SLAVE_DATA, b""))
+    is_port = info.get(_IFLA_INFO_SLAVE_KIND) == b"bridge\0"
+    port = attributes(info.get(_IFLA_INFO_SLAVE_DATA, b"")) if is_port else {}
+    is_bridge = info.get(_IFLA_INFO_KIND) == b"bridge\0"
+    own = attributes(info.get(_IFLA_INFO_DATA, b"")) if is_bridge else {}
     return Link(
         name=parts.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
         index=index,
@@ -147,7 +203,14 @@ def _read_link(body: bytes) -> Link:
         is_open=parts.get(_IFLA_CARRIER, b"\1") != b"\0",
         alias=os.fsdecode(parts.get(_IFLA_IFALIAS, b"").rstrip(b"\0")),
         mac=parts.get(_IFLA_ADDRESS, b"").hex(":"),
+        mtu=struct.unpack("=I", parts.get(_IFLA_MTU, struct.pack("=I", MTU)))[0],
+        otherwise=(*_otherwise(port, _PORT), *_otherwise(own, _BRIDGE | _VLANS)),
+        is_blocked=port.get(_BRPORT_STATE, _FORWARDING) != _FORWARDING,
     )
+
+
+def _otherwise(found: Mapping[int, bytes], wanted: Mapping[int, tuple[str, bytes]]) -> list[str]:
+    return [name for kind, (name, value) in wanted.items() if found.get(kind, value) != value]
 
 
 def remove_link(name: str) -> None:

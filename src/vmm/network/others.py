@@ -6,15 +6,14 @@ puts rules of its own, marked by their comment; where no accept of ours can help
 
 from __future__ import annotations
 
-import re
 import shlex
 
 from vmm import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.host import process
 from vmm.model.value import Value, replace
-from vmm.network import glance, iptables_rules, nft_rules
-from vmm.network.tables import PASSED, VETTED
+from vmm.network import accepts, glance, iptables_rules, nft_rules
+from vmm.network.tables import PASSED, VETTED, is_ours
 from vmm.network.verdicts import Chain, Fate, Packet, fate_in
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from vmm.network.verdicts import Chains
 
-_COMMENT = "vmm"
 _NFT = ("nft", "-j", "list", "ruleset")
 # Without the elements of sets, of which a blocklist may have a hundred thousand.
 _NFT_TERSE = ("nft", "-j", "-t", "list", "ruleset")
@@ -31,8 +29,6 @@ _NFT_CHAINS = ("nft", "list", "chains")
 _KINDS = ("filter", "route", "nat")
 _FAMILIES = ("ip", "inet", "bridge", "netdev", "arp")
 _AT_A_DEVICE = ("ingress", "egress")
-# iptables' two variants; each has rules that the other does not show.
-_VARIANTS = ("iptables-nft", "iptables-legacy")
 # Before this priority of the hooks where packets begin tracking has not looked at them (NF_IP_PRI_CONNTRACK).
 _TRACKED = -200
 # Behind this priority of their hook vmm's own chains have marked what may go on.
@@ -62,6 +58,7 @@ class Trouble(Value):
     way: Way
     by: str
     certain: bool = True
+    path: tuple[tuple[str, int], ...] = ()
 
 
 class Listing(Value):
@@ -91,11 +88,7 @@ class Others(Value):
 
     def troubles(self, listing: Listing | None = None) -> list[Trouble]:
         """Return every chain that drops what machines need, or may."""
-        if listing is None:
-            found = self._judge(read(_NFT_TERSE))
-            # What a set or a map holds may tell.
-            return found if all(trouble.certain for trouble in found) else self._judge(read(_NFT))
-        return self._judge(listing)
+        return self._judge(self.listing() if listing is None else listing)
 
     def are_dropping(self, listing: str) -> bool:
         """Whether one of them drops what machines need for certain, by a listing of nft's alone, and at once."""
@@ -107,32 +100,29 @@ class Others(Value):
         return any(trouble.certain for trouble in quick._judge(Listing(chains=chains)))  # noqa: SLF001
 
     def accept(self) -> None:
-        """Put accepts of ours where they help."""
-        for variant, line in _ours():
+        """Put accepts of ours where they help and overrule nobody, and take out those that do not."""
+        for variant, line in accepts.standing_lines():
             # Older releases let everything from and to the bridge pass.
             if line.split()[1] in ("FORWARD", "DOCKER-USER") and _MARK not in line:
                 process.run([variant, "-w", "-D", *shlex.split(line)[1:]], check=False)
-        for trouble in self.troubles():
-            if self.can_accept(trouble):
-                self._insert(trouble)
+        listing = self.listing()
+        accepts.carry_out(self.plan(listing), listing.chains)
+
+    def listing(self) -> Listing:
+        """Read the chains of every other firewall, with the elements of sets where these tell more."""
+        listing = read(_NFT_TERSE)
+        found = self._judge(replace(listing, chains=accepts.without_ours(listing.chains)))
+        return listing if all(trouble.certain for trouble in found) else read(_NFT)
+
+    def plan(self, listing: Listing) -> accepts.Plan:
+        """Return what is to be changed of the rules that are ours."""
+        troubles = self._judge(replace(listing, chains=accepts.without_ours(listing.chains)))
+        return accepts.plan(listing.chains, [trouble for trouble in troubles if self.can_accept(trouble)])
 
     def can_accept(self, trouble: Trouble) -> bool:
         """Whether a rule of ours may help: not where someone has cut these very machines off on purpose."""
-        in_reach = trouble.tool in _VARIANTS and trouble.chain.table == "filter"
-        return in_reach and not self._is_aimed(trouble)
-
-    def _is_aimed(self, trouble: Trouble) -> bool:
-        return self.bridge in trouble.by.split() and "-j" in trouble.by.split()
-
-    def _insert(self, trouble: Trouble) -> None:
-        chain = trouble.chain.name
-        if any(rule.target == "DOCKER-USER" for rule in trouble.chain.rules):
-            # Docker keeps it for this, and jumps to it first.
-            chain = "DOCKER-USER"
-        rule = [*trouble.way.iptables, "-m", "comment", "--comment", _COMMENT, "-j", "ACCEPT"]
-        # One that is there already, and does not help where it stands, is put before what drops.
-        process.run([trouble.tool, "-w", "-D", chain, *rule], check=False)
-        process.run([trouble.tool, "-w", "-I", chain, *rule])
+        in_reach = trouble.tool in accepts.VARIANTS and trouble.chain.table == "filter"
+        return in_reach and not is_aimed(trouble, self.bridge)
 
     def _judge(self, listing: Listing) -> list[Trouble]:
         found: list[Trouble] = []
@@ -151,7 +141,7 @@ class Others(Value):
             verdict = fate_in(chains, chain, _as_it_comes_to(chain, way.packet))
             if verdict.fate is not Fate.PASSES:
                 certain = verdict.fate is Fate.DROPPED
-                yield Trouble(tool=tool, chain=chain, way=way, by=verdict.by, certain=certain)
+                yield Trouble(tool=tool, chain=chain, way=way, by=verdict.by, certain=certain, path=verdict.path)
 
     def _ways(self, chain: Chain) -> list[Way]:
         match chain.family:
@@ -315,7 +305,7 @@ def parse(listing: str) -> Listing:
 
 
 def _foreign(chains: Chains) -> Chains:
-    found = {key: chain for key, chain in chains.items() if key[1] != _COMMENT}
+    found = {key: chain for key, chain in chains.items() if not is_ours(*key[:2])}
     bare = [key for key, chain in found.items() if chain.hook in _AT_A_DEVICE and not chain.devices]
     if not bare:
         return found
@@ -332,25 +322,14 @@ def _saved(variant: str) -> Chains:
         return {}
 
 
-def remove_accepts() -> None:
-    """Take every rule of ours out of others' chains."""
-    for variant, line in _ours():
-        process.run([variant, "-w", "-D", *shlex.split(line)[1:]], check=False)
-
-
-def _ours() -> Iterator[tuple[str, str]]:
-    """Give the rules in others' chains that carry our comment, each with the variant of iptables that has it."""
-    for variant in _VARIANTS:
-        # Asked for its rules, the old one would make its tables.
-        if variant == "iptables-legacy" and not glance.has_legacy_tables():
-            continue
-        try:
-            listing = process.run([variant, "-w", "-S"], check=False).stdout
-        except HostError:
-            continue
-        for line in listing.splitlines():
-            if re.match(rf"-A \S+ .*--comment \"?{_COMMENT}\"? ", line):
-                yield variant, line
+def is_aimed(trouble: Trouble, bridge: str) -> bool:
+    """Whether a rule of iptables drops by these machines' link, or by an address: whoever wrote it meant it so."""
+    words = trouble.by.split()
+    if words[:1] != ["-A"] or "-j" not in words:
+        return False
+    named = [at for at, word in enumerate(words) if word in ("-s", "-d") or word == bridge]
+    # But for some address says nothing about these.
+    return any("!" not in words[max(at - 2, 0) : at] for at in named)
 
 
 def _as_it_comes_to(chain: Chain, packet: Packet) -> Packet:

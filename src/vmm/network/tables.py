@@ -31,14 +31,12 @@ METADATA = (
     "100.100.100.200",
 )
 
+# nft(8), of the family ip.
+_PRIORITIES = {"": 0, "filter": 0, "dstnat": -100, "srcnat": 100}
+# Of a chain its type, hook, priority and policy; nothing of one that is only jumped to.
+Hook = tuple["str | int", ...]
+
 _STAMP = "is_this"
-# What a chain of its own hook is: its type, hook, priority and policy, as nft's JSON has them.
-Head = tuple[str, str, int, str]
-_HEAD = re.compile(
-    r"type (?P<type>\w+) hook (?P<hook>\w+) priority (?P<name>[a-z]*) ?(?P<sign>[-+]?) ?(?P<offset>\d*);"
-    r" policy (?P<policy>\w+);"
-)
-_PRIORITIES = {"dstnat": -100, "srcnat": 100, "filter": 0}  # man nft, of the families ip and ip6
 _DNS = "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53"
 
 _TABLES = """
@@ -222,6 +220,11 @@ def removal(*, ipv6: bool) -> str:
     return "".join(f"add table {family} vmm\ndelete table {family} vmm\n" for family in families)
 
 
+def is_ours(family: str, table: str) -> bool:
+    """Whether a table is one of vmm's, by its name."""
+    return table == "vmm" and family in ("ip", "bridge", "ip6")
+
+
 def tap_pattern(subnet: Subnet) -> str:
     """Return nft's pattern of the taps of this subnet's machines, whose names are their addresses in hexadecimal."""
     octets = subnet.cidr.split(".")[: subnet.prefix_length // 8]
@@ -246,23 +249,23 @@ def rule_counts(tables: str) -> dict[tuple[str, str], int]:
     return counts
 
 
-def heads(tables: str) -> dict[tuple[str, str], Head | None]:
-    """Return where each chain hangs, by (family, chain), as `rendered` gave it; None for one that others jump to."""
-    found: dict[tuple[str, str], Head | None] = {}
+def hooks(tables: str) -> dict[tuple[str, str], Hook]:
+    """Return where each chain hangs, by (family, chain): read in what `rendered` gave."""
+    found: dict[tuple[str, str], Hook] = {}
     family = chain = ""
-    for line in tables.splitlines():
-        words = line.split()
-        if words[:1] == ["table"]:
-            family = words[1]
-        elif words[:1] == ["chain"]:
-            chain = words[1]
-            found[family, chain] = None
-        elif head := _HEAD.fullmatch(line.strip()):
-            name, sign, offset = head["name"], head["sign"], int(head["offset"] or 0)
-            found[family, chain] = (
-                head["type"],
-                head["hook"],
-                _PRIORITIES.get(name, 0) + (-offset if sign == "-" else offset),
-                head["policy"],
-            )
+    for words in (line.split() for line in tables.splitlines()):
+        match words:
+            case ["table", family, *_]:
+                pass
+            case ["chain", chain, *_] if not chain.startswith("of_"):
+                found[family, chain] = ()
+            case ["type", kind, "hook", hook, "priority", *priority, "policy", policy]:
+                found[family, chain] = (kind, hook, _priority("".join(priority)), policy.rstrip(";"))
+            case _:
+                pass
     return found
+
+
+def _priority(text: str) -> int:
+    name, number = re.fullmatch(r"([a-z]*)([+-]?[0-9]*);", text, re.ASCII).groups()  # pyright: ignore[reportOptionalMemberAccess]  # our own text
+    return _PRIORITIES[name] + int(number or 0)

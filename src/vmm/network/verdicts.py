@@ -10,7 +10,7 @@ from enum import StrEnum
 from ipaddress import ip_address, ip_network
 
 from vmm import TYPE_CHECKING
-from vmm.model.value import Value
+from vmm.model.value import Value, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -66,10 +66,14 @@ class Chain(Value):
 
 
 class Verdict(Value):
-    """What becomes of a packet in one chain, and by which rule (`by`: its words, or the chain's policy)."""
+    """What becomes of a packet in one chain, and by which rule (`by`: its words, or the chain's policy).
+
+    `path` leads there: the name of each chain, and how many of its rules are before the one that ends it.
+    """
 
     fate: Fate
     by: str = ""
+    path: tuple[tuple[str, int], ...] = ()
 
 
 # (family, table, name) -> the chain
@@ -79,12 +83,12 @@ Chains = dict[tuple[str, str, str], Chain]
 def fate_in(chains: Mapping[tuple[str, str, str], Chain], chain: Chain, packet: Packet) -> Verdict:
     """Return what becomes of a packet that comes into a base chain."""
     walk = _Walk(chains, packet)
-    found = walk.through(chain, 0)
+    at, found = walk.through(chain, 0)
     if found is None:
         by = f"policy {chain.policy}"
-        found = Verdict(fate=Fate.PASSES if chain.policy == "accept" else Fate.DROPPED, by=by)
+        found = Verdict(fate=Fate.PASSES if chain.policy == "accept" else Fate.DROPPED, by=by, path=((chain.name, at),))
     if found.fate is Fate.DROPPED and walk.may_have_passed:
-        return Verdict(fate=Fate.UNKNOWN, by=found.by)
+        return replace(found, fate=Fate.UNKNOWN)
     return found
 
 
@@ -94,15 +98,15 @@ class _Walk:
         self._packet = packet
         self.may_have_passed = False
 
-    def through(self, chain: Chain, depth: int) -> Verdict | None:
-        """Return what the chain's rules decide, None where its end is reached."""
-        for rule in chain.rules:
+    def through(self, chain: Chain, depth: int) -> tuple[int, Verdict | None]:
+        """Return how many rules are before the one that ends the chain, and what they decide: None at its own end."""
+        for at, rule in enumerate(chain.rules):
             holds = rule.holds(self._packet)
             if holds is not False:
                 ended, found = self._step(chain, rule, depth, certain=holds is True)
                 if ended:
-                    return found
-        return None
+                    return at, found and replace(found, path=((chain.name, at), *found.path))
+        return len(chain.rules), None
 
     def _step(self, chain: Chain, rule: Rule, depth: int, *, certain: bool) -> tuple[bool, Verdict | None]:
         """Apply a rule that holds, or may; return whether that ends the chain, and how."""
@@ -129,7 +133,7 @@ class _Walk:
         if inner is None or depth > _DEEPEST:
             self.may_have_passed = True
             return False, None
-        found = self.through(inner, depth + 1)
+        _, found = self.through(inner, depth + 1)
         if certain:
             return found is not None or rule.action is Action.GOTO, found
         if found is not None and found.fate is Fate.PASSES:

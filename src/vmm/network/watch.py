@@ -9,7 +9,9 @@ from enum import Enum
 from vmm.network import netlink
 
 # linux/rtnetlink.h, linux/netfilter/nfnetlink.h: the groups whose news are sent here
-_LINKS, _RULES_OF_ROUTING, _NFTABLES = 1, 8, 7
+_LINKS, _FILTERS, _RULES_OF_ROUTING, _NFTABLES = 1, 4, 8, 7
+_ADDRESSES, _ADDRESSES_6, _SWITCHES_6 = 5, 9, 12
+_OF_LINKS = (_LINKS, _FILTERS, _RULES_OF_ROUTING, _ADDRESSES, _ADDRESSES_6, _SWITCHES_6)
 # linux/netfilter/nf_tables.h: what a message of nftables (its lower byte) is about
 _NFTABLES_SUBSYSTEM = 10
 _ELEMENTS = (12, 14)
@@ -31,7 +33,7 @@ class Changes:
     """The kernel's news since the last look. May raise OSError when it is made."""
 
     def __init__(self) -> None:
-        self._routing = _listener(socket.NETLINK_ROUTE, (_LINKS, _RULES_OF_ROUTING))
+        self._routing = _listener(socket.NETLINK_ROUTE, _OF_LINKS)
         self._firewall = _listener(netlink.NETFILTER, (_NFTABLES,))
 
     def take(self) -> set[Change]:

@@ -204,46 +204,17 @@ def test_a_rule_that_someone_added(kernel: dict[str, str]) -> None:
 
 
 @pytest.mark.fault(29)
-@pytest.mark.parametrize(
-    ("was", "became", "told"),
-    [
-        ('"name": "vmm", "handle": 3}', '"name": "vmm", "handle": 3, "flags": "dormant"}', "the table ip vmm was switched off"),
-        ('"prio": -50,', '"prio": 50,', "the chain guard of ip vmm hung elsewhere, or had another policy"),
-        (
-            '"hook": "input", "prio": 0, "policy": "accept"',
-            '"hook": "input", "prio": 0, "policy": "drop"',
-            "the chain input of ip vmm hung elsewhere, or had another policy",
-        ),
-        (
-            '"name": "vetted", "handle": 9}',
-            '"name": "vetted", "handle": 9, "type": "filter", "hook": "input", "prio": 1, "policy": "accept"}',
-            "the chain vetted of ip vmm hung elsewhere, or had another policy",
-        ),
-        ('"name": "machines", ', '"name": "machines", "comment": "x", ', ""),
-    ],
-)  # fmt: skip
-def test_rules_that_stand_and_are_not_asked(kernel: dict[str, str], was: str, became: str, told: str) -> None:
-    assert was in kernel["ip"]
-    kernel["ip"] = kernel["ip"].replace(was, became)
-    assert WALL.differences(ATTACHED) == [told] * bool(told)
-
-
-def test_a_chain_that_someone_put_into_vmms_table(kernel: dict[str, str]) -> None:
-    kernel["ip"] = account(IP + '{"chain": {"family": "ip", "table": "vmm", "name": "mine", "handle": 99}}')
-    assert WALL.differences(ATTACHED) == ["the chain mine of ip vmm was not vmm's"]
-
-
 @pytest.mark.fault(29)
 def test_a_rule_that_someone_replaced(kernel: dict[str, str]) -> None:
     """As many as there should be, and one of them lets pass what the other dropped."""
     standing = inspection._rules(entry for said in kernel.values() for entry in json.loads(said)["nftables"])
-    text = WALL._tables()
-    counts, heads = tables.rule_counts(text), tables.heads(text)
-    assert inspection.differences({}, counts, heads, standing) == []
+    counts = tables.rule_counts(WALL._tables())
+    hooks = tables.hooks(WALL._tables())
+    assert inspection.differences({}, counts, hooks, standing) == []
     kernel["ip"] = kernel["ip"].replace('"handle": 60}', '"handle": 60, "expr": [{"accept": null}]}')
-    assert inspection.differences({}, counts, heads, standing) == ["the chain forward of ip vmm had other rules"]
+    assert inspection.differences({}, counts, hooks, standing) == ["the chain forward of ip vmm had other rules"]
     # Where nobody can say what they should be, they are counted.
-    assert inspection.differences({}, counts, heads, None) == []
+    assert inspection.differences({}, counts, hooks) == []
 
 
 @pytest.mark.fault(29)
@@ -276,6 +247,57 @@ def test_what_rules_should_be_is_nfts_own_word(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(inspection.process, "run", run)
     assert inspection.rules_of("table ip vmm { }") == ({("ip", "input"): [[{"drop": None}]]} if able else None)
     assert asked == [["unshare", "--net", "nft", "--json", "--echo", "table ip vmm { }"]]
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (
+            '"prio": -50, "policy": "accept"',
+            '"prio": -50, "policy": "drop"',
+            (
+                "the chain guard of ip vmm was filter on prerouting at -50 with policy drop, "
+                "not filter on prerouting at -50 with policy accept"
+            ),
+        ),
+        (
+            '"prio": 150, "policy"',
+            '"prio": 90, "policy"',
+            (
+                "the chain outside of ip vmm was filter on postrouting at 90 with policy accept, "
+                "not filter on postrouting at 150 with policy accept"
+            ),
+        ),
+        (
+            ', "type": "filter", "hook": "input", "prio": 0, "policy": "accept"',
+            "",
+            "the chain input of ip vmm was on no hook, not filter on input at 0 with policy accept",
+        ),
+        (
+            '"name": "vmm", "handle": 3',
+            '"name": "vmm", "flags": "ip"',
+            "the firewall's table ip vmm had flags, as `dormant`",
+        ),
+        (
+            '"name": "vmm", "handle": 3',
+            '"name": "vmm", "flags": ["dormant"]',
+            "the firewall's table ip vmm had flags, as `dormant`",
+        ),
+    ],
+)
+def test_walls_that_hang_elsewhere_or_nowhere(kernel: dict[str, str], before: str, after: str, told: str) -> None:
+    assert kernel["ip"].count(before) == 1
+    kernel["ip"] = kernel["ip"].replace(before, after)
+    assert WALL.differences(ATTACHED) == [told]
+
+
+def test_a_chain_that_is_someone_elses(kernel: dict[str, str]) -> None:
+    hook = '"type": "filter", "hook": "forward", "prio": 9, "policy": "drop"'
+    kernel["ip"] = account(
+        IP + f'{{"chain": {{"family": "ip", "table": "vmm", "name": "mine", "handle": 99, {hook}}}}}'
+    )
+    assert WALL.differences(ATTACHED) == ["the chain mine of ip vmm is none of vmm's"]
 
 
 def test_a_set_that_is_gone(kernel: dict[str, str]) -> None:
