@@ -457,3 +457,63 @@ def test_a_table_of_our_name_in_another_family_is_someone_elses(host: Host) -> N
         host.run("nft", "table inet vmm { chain f { type filter hook forward priority 0; policy drop; }; }")
         assert {trouble.chain.family for trouble in pair.network.others.troubles()} == {"inet"}
         host.run("nft", "delete", "table", "inet", "vmm")
+
+
+# As servers under load have it, to spare the table of connections.
+UNTRACKED = {
+    "nft": 'table inet fast { chain first { type filter hook prerouting priority raw; iifname "vmm-*" notrack; }; }',
+    "nft, and what follows it": "table inet fast { chain first { type filter hook prerouting priority raw;"
+    " jump spare; }; chain spare { ip saddr 172.16.0.0/16 notrack accept; }; }",
+    "iptables": "iptables -t raw -A PREROUTING -s 172.16.0.0/16 -j CT --notrack",
+}
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("tool", UNTRACKED)
+def test_what_another_firewall_keeps_from_tracking_is_not_called_ok(host: Host, tool: str) -> None:
+    with a_pair(host) as pair, the_world_of(pair) as world, inside(host.namespace), Outside(world, 9099) as neighbour:
+        network = pair.network
+        assert network.others.troubles() == []
+        pair.knock(OUTSIDE_WORLD, "tracked")
+        assert neighbour.hears() == (OUTSIDE_HOST, "tracked")
+        host.run(*(("sh", "-ec", UNTRACKED[tool]) if tool == "iptables" else ("nft", UNTRACKED[tool])))
+        pair.knock(OUTSIDE_WORLD, "untracked")
+        with pytest.raises(TimeoutError):
+            neighbour.hears()
+        (found,) = network.others.troubles()
+        assert (found.way.what, found.untracked, found.certain) == ("what machines send to the world", True, True)
+        answer = facts.other_firewalls(network)
+        assert answer.standing is Standing.NOT_OK
+        assert "from connection tracking" in answer.proof
+        host.run(*shlex.split(fix(found, "vmm-br0").removeprefix("sudo ")))
+        assert network.others.troubles() == []
+        pair.knock(OUTSIDE_WORLD, "tracked again")
+        assert neighbour.hears() == (OUTSIDE_HOST, "tracked again")
+        host.run("sh", "-ec", "iptables -t raw -F" if tool == "iptables" else "nft delete table inet fast")
+
+
+def test_answers_that_are_kept_from_tracking_are_told_and_a_servers_own_port_is_not(host: Host) -> None:
+    with a_pair(host) as pair, the_world_of(pair), inside(host.namespace):
+        others = replace(pair.network.others, way_out="up0")
+        host.run(
+            "iptables",
+            "-t",
+            "raw",
+            "-A",
+            "PREROUTING",
+            "-p",
+            "tcp",
+            "--dport",
+            "443",
+            "-i",
+            "up0",
+            "-j",
+            "CT",
+            "--notrack",
+        )
+        assert others.troubles() == []
+        host.run("iptables", "-t", "raw", "-A", "PREROUTING", "-i", "up0", "-j", "CT", "--notrack")
+        (found,) = others.troubles()
+        assert (found.way.what, found.untracked) == ("the answers to machines", True)
+        assert fix(found, "vmm-br0").startswith("sudo iptables-nft -t raw -S PREROUTING  # ")
+        host.run("iptables", "-t", "raw", "-F")

@@ -19,6 +19,8 @@ def words(trouble: Trouble) -> str:
     if trouble.tool != "nft":
         which = f"{trouble.tool}'s chain {chain.name} (table {chain.table})"
     does = "drops" if trouble.certain else "may drop"
+    if trouble.untracked:
+        return f"{which} keeps {trouble.way.what} from connection tracking, so that it is not masqueraded: {trouble.by}"
     return f"{which} {does} {trouble.way.what}: {trouble.by}"
 
 
@@ -31,7 +33,12 @@ def fix(trouble: Trouble, bridge: str) -> str:
         if chain.table == "filter":
             return "sudo vmm reconcile"
         rule = " ".join(trouble.way.iptables)
-        return f"sudo {trouble.tool} -t {chain.table} -I {chain.name} {rule} -j ACCEPT"
+        does = (
+            f"-I {chain.name} {rule} -j ACCEPT"
+            if rule
+            else f"-S {chain.name}  # and let the machines' answers be tracked"
+        )
+        return f"sudo {trouble.tool} -t {chain.table} {does}"
     if chain.table == "firewalld":
         add = f"sudo firewall-cmd --permanent --zone=trusted --add-interface={bridge}"
         return f"{add} && sudo firewall-cmd --reload"

@@ -18,6 +18,7 @@ _ENDS = {
     "RETURN": Action.RETURN,
     "QUEUE": Action.ASK,
     "NFQUEUE": Action.ASK,
+    "NOTRACK": Action.UNTRACK,
 }
 # Targets of xtables that let the packet go on (iptables-extensions(8)).
 _GO_ON = frozenset({"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "TCPMSS", "CT", "CLASSIFY", "SET", "TRACE", "CHECKSUM"})
@@ -90,7 +91,7 @@ def _ending(option: str, target: str, tests: list[Callable[[Packet], bool | None
     if target in _ENDS:
         action = _ENDS[target]
     elif target in _GO_ON:
-        action = Action.NOTHING
+        action = Action.UNTRACK if "--notrack" in line.split() else Action.NOTHING
     else:
         action = Action.GOTO if option == "-g" else Action.JUMP
     return Rule(tests=tuple(tests), action=action, target=target, words=line)

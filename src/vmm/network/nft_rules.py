@@ -28,7 +28,7 @@ _ENDS = {
 }
 _XT_ENDS = {"REJECT": Action.DROP, "DROP": Action.DROP, "NFQUEUE": Action.ASK}
 # What asks nothing of a packet that could keep the rule from it. A `limit` does.
-_SILENT = frozenset({"counter", "log", "mangle", "notrack", "ct helper", "meter"})
+_SILENT = frozenset({"counter", "log", "mangle", "ct helper", "meter"})
 
 
 def chains_of(listing: str) -> Chains:
@@ -98,6 +98,9 @@ def _rules(expressions: list[Any]) -> Iterator[Rule]:
         elif kind in _ENDS:
             yield Rule(tests=tuple(tests), action=_ENDS[kind], target=_target(body), words=_words(kind, expressions))
             return
+        elif kind == "notrack":
+            # What follows it in the rule is another one, for the same packets.
+            yield Rule(tests=tuple(tests), action=Action.UNTRACK, words=_words(kind, expressions))
         elif kind == "xt":
             action = _XT_ENDS.get(str(body.get("name"))) if body and body.get("type") == "target" else None
             if action is not None:

@@ -51,7 +51,10 @@ class Way(Value):
 
 
 class Trouble(Value):
-    """A chain that drops what machines need; `certain` is false where its rules do not tell. `by`: what drops it."""
+    """A chain that drops what machines need; `certain` is false where its rules do not tell. `by`: what drops it.
+
+    With `untracked` it lets it go on, and keeps connection tracking from it: its addresses are never translated.
+    """
 
     tool: str  # nft, or a variant of iptables
     chain: Chain
@@ -59,6 +62,7 @@ class Trouble(Value):
     by: str
     certain: bool = True
     path: tuple[tuple[str, int], ...] = ()
+    untracked: bool = False
 
 
 class Listing(Value):
@@ -142,6 +146,21 @@ class Others(Value):
             if verdict.fate is not Fate.PASSES:
                 certain = verdict.fate is Fate.DROPPED
                 yield Trouble(tool=tool, chain=chain, way=way, by=verdict.by, certain=certain, path=verdict.path)
+        yield from self._untracked_in(tool, chains, chain)
+
+    def _untracked_in(self, tool: str, chains: Chains, chain: Chain) -> Iterator[Trouble]:
+        """Give what a chain keeps from connection tracking, of what machines need to be masqueraded."""
+        if chain.hook != "prerouting" or chain.family not in ("ip", "inet") or chain.priority >= _TRACKED:
+            return
+        (sent,) = (way for way in self._routed() if way.hook == "prerouting")
+        # They come to this host's own address, at a port that no one knows.
+        unknown = ("ip daddr", "tcp dport", "th dport")
+        packet = _without(self._packet(iif=self.way_out, source=_WORLD, target=self.machine), *unknown)
+        answers = Way(hook="prerouting", what=_ANSWERS, packet=packet, nft="", iptables=())
+        for way in (sent, answers):
+            by = fate_in(chains, chain, _as_it_comes_to(chain, way.packet)).untracked
+            if by:
+                yield Trouble(tool=tool, chain=chain, way=way, by=by, untracked=True)
 
     def _ways(self, chain: Chain) -> list[Way]:
         match chain.family:

@@ -28,6 +28,7 @@ class Action(StrEnum):
     JUMP = "jump"
     GOTO = "goto"
     RETURN = "return"
+    UNTRACK = "untrack"  # it goes on, and no connection is known of it: nothing translates its addresses
     ASK = "ask"  # someone else decides: a queue, a map that is not known
     NOTHING = "nothing"
 
@@ -69,11 +70,13 @@ class Verdict(Value):
     """What becomes of a packet in one chain, and by which rule (`by`: its words, or the chain's policy).
 
     `path` leads there: the name of each chain, and how many of its rules are before the one that ends it.
+    `untracked` has the words of the rule that keeps connection tracking from it for certain.
     """
 
     fate: Fate
     by: str = ""
     path: tuple[tuple[str, int], ...] = ()
+    untracked: str = ""
 
 
 # (family, table, name) -> the chain
@@ -89,7 +92,7 @@ def fate_in(chains: Mapping[tuple[str, str, str], Chain], chain: Chain, packet: 
         found = Verdict(fate=Fate.PASSES if chain.policy == "accept" else Fate.DROPPED, by=by, path=((chain.name, at),))
     if found.fate is Fate.DROPPED and walk.may_have_passed:
         return replace(found, fate=Fate.UNKNOWN)
-    return found
+    return replace(found, untracked=walk.untracked)
 
 
 class _Walk:
@@ -97,6 +100,7 @@ class _Walk:
         self._chains = chains
         self._packet = packet
         self.may_have_passed = False
+        self.untracked = ""
 
     def through(self, chain: Chain, depth: int) -> tuple[int, Verdict | None]:
         """Return how many rules are before the one that ends the chain, and what they decide: None at its own end."""
@@ -114,7 +118,7 @@ class _Walk:
             return self._enter(chain, rule, depth, certain=certain)
         if rule.action is Action.ASK or not certain:
             # What is dropped by what we do not know of it (a blocklist, a rate) is not what all machines send.
-            if rule.action not in (Action.DROP, Action.NOTHING):
+            if rule.action not in (Action.DROP, Action.NOTHING, Action.UNTRACK):
                 self.may_have_passed = True
             return False, None
         match rule.action:
@@ -125,6 +129,8 @@ class _Walk:
             case Action.RETURN:
                 return True, None
             case _:
+                if rule.action is Action.UNTRACK and not self.may_have_passed:
+                    self.untracked = self.untracked or rule.words
                 return False, None
 
     def _enter(self, chain: Chain, rule: Rule, depth: int, *, certain: bool) -> tuple[bool, Verdict | None]:
@@ -133,9 +139,11 @@ class _Walk:
         if inner is None or depth > _DEEPEST:
             self.may_have_passed = True
             return False, None
+        before = self.untracked
         _, found = self.through(inner, depth + 1)
         if certain:
             return found is not None or rule.action is Action.GOTO, found
+        self.untracked = before
         if found is not None and found.fate is Fate.PASSES:
             self.may_have_passed = True
         return False, None
