@@ -215,6 +215,8 @@ def checked_resolver(text: str) -> str:
         # What follows a % may be anything at all, and names a link of the one who typed it.
         if "%" in text:
             raise ValueError(f"{quoted(text)} names a link as well")
+        if address.is_multicast or (address.version == 4 and address.is_reserved):
+            raise ValueError(f"{text} is no server's: it is for groups of receivers, or reserved")
         return str(address)
     except ValueError as error:
         raise UsageError(

@@ -64,4 +64,6 @@ def _is_usable(server: str) -> bool:
         address = ipaddress.ip_address(server)
     except ValueError:
         return False
-    return address.version == 4 and not address.is_loopback and not address.is_unspecified
+    # 0.0.0.0/8, groups of receivers, 240.0.0.0/4: no one's address.
+    nobodys = address.is_multicast or address.is_reserved or address.packed[0] == 0
+    return address.version == 4 and not address.is_loopback and not nobodys

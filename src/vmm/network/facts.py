@@ -102,5 +102,5 @@ def resolvers(given: Sequence[str]) -> Answer:
     fix = "sudo vmm config set vm_defaults.dns_servers ADDRESS,ADDRESS"
     if not found.unusable:
         return not_ok(name, f"the host names none; machines ask {servers}", fix)
-    why = "on loopback, or IPv6, which machines do not speak"
+    why = "on loopback, no one's, or IPv6, which machines do not speak"
     return not_ok(name, f"the host's ({', '.join(found.unusable)}) are {why}; machines ask {servers}", fix)

@@ -106,3 +106,6 @@ def test_resolvers() -> None:
     assert checked_resolver("1.1.1.1") == "1.1.1.1"
     with pytest.raises(UsageError):
         checked_resolver("example.org")
+    for nobodys in ("224.0.0.1", "255.255.255.255", "240.0.0.1", "ff02::1"):
+        with pytest.raises(UsageError, match=nobodys):
+            checked_resolver(nobodys)

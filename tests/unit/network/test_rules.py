@@ -25,6 +25,8 @@ SUBNET = checked_subnet("172.16.0.0/16", "172.16.0.1")
         ("nameserver 8.8.8.8\n", "", ("8.8.8.8",)),
         ("nameserver 127.0.0.53\n", "nameserver 10.0.0.1\nnameserver 10.0.0.2\n", ("10.0.0.1", "10.0.0.2")),
         ("nameserver ::1\nnameserver fe80::1\n# nameserver 1.1.1.1\nnameserver\nnameserver x\n", "", FALLBACK),
+        # No one's: groups of receivers, what is reserved, 0.0.0.0/8.
+        ("nameserver 224.0.0.1\nnameserver 255.255.255.255\nnameserver 240.0.0.1\nnameserver 0.0.0.1\n", "", FALLBACK),
         ("nameserver 1.0.0.1\nnameserver 1.0.0.2\nnameserver 1.0.0.3\nnameserver 1.0.0.4\n", "",
          ("1.0.0.1", "1.0.0.2", "1.0.0.3")),
     ],
