@@ -1,5 +1,6 @@
 """What a machine made from an image will lack, or wait for: told when the image is imported."""
 
+import platform
 import re
 import struct
 from pathlib import Path
@@ -14,6 +15,20 @@ _UNITS = "/etc/systemd/system"
 _CRYPT_GENERATORS = tuple(
     f"{lib}/systemd/system-generators/systemd-cryptsetup-generator" for lib in ("/usr/lib", "/lib")
 )
+_SSH_UNIT = re.compile(r"(open)?sshd?(-server)?(@.*)?\.(service|socket)")
+# ELF's e_machine (elf.h), and those that run on a host's own kernel.
+_CPUS = {
+    3: "i386",
+    8: "mips",
+    20: "ppc",
+    21: "ppc64",
+    22: "s390x",
+    40: "arm",
+    62: "x86-64",
+    183: "aarch64",
+    243: "riscv",
+}
+_OURS = {"x86_64": (62, 3), "aarch64": (183,)}
 _WHAT = re.compile(rb"^[ \t]*What[ \t]*=[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _MOST_NAMED, _MOST_UNITS, _MOST_UNIT_BYTES = 10, 50, 64 * 1024
 
@@ -45,14 +60,44 @@ def _shortcomings(root: FileSystem) -> list[str]:
             "The image has no init (/sbin/init): no machine can boot from it. Images of containers have none;"
             " install one in it (Debian: systemd-sysv), with udev and an ssh server, and import it again."
         )
+    elif cpu := _foreign_cpu(root):
+        found.append(f"Its programs are for another kind of CPU ({cpu}): no machine of this host can boot from it.")
     elif not any(root.is_program(sshd) for sshd in _SSHDS):
         found.append(
             "The image has no ssh server: `vmm ssh`, `exec` and a stop by the guest will not work. Install one in it"
             " (Debian: openssh-server), and import it again."
         )
+    elif not _starts_sshd(root):
+        found.append(
+            "No unit starts its ssh server: unless something else does, `vmm ssh`, `exec` and a stop by the guest will"
+            " not work. Enable it in the tree (systemctl --root TREE enable ssh), and import it again."
+        )
     if absent := _absent(root):
         found.append(f"Its /etc/fstab names what no machine has: {', '.join(absent)}. Machines boot without it.")
     return found + _waits(root)
+
+
+def _foreign_cpu(root: FileSystem) -> str:
+    """Return the kind of CPU that init and shell are for, where it is not this host's; else nothing."""
+    ours = _OURS.get(platform.machine(), ())
+    for path in (*INITS, "/bin/sh"):
+        head = root.read(path, most=20) or b""
+        if len(head) == 20 and head.startswith(b"\x7fELF") and head[5] in (1, 2):
+            number = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
+            if ours and number not in ours:
+                return _CPUS.get(number, f"number {number} of ELF")
+    return ""
+
+
+def _starts_sshd(root: FileSystem) -> bool:
+    """Whether systemd is told to start it; whatever other inits are told is not judged."""
+    if not any(root.is_program(systemd) for systemd in INITS[-2:]):
+        return True
+    for top in (_UNITS, "/usr/lib/systemd/system", "/lib/systemd/system"):
+        for each in root.names(top):
+            if each.endswith((".wants", ".requires")) and any(map(_SSH_UNIT.fullmatch, root.names(f"{top}/{each}"))):
+                return True
+    return False
 
 
 def _waits(root: FileSystem) -> list[str]:

@@ -10,7 +10,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import pytest
 
@@ -44,6 +44,9 @@ def a_root(tree: Path) -> Path:
     for program in ("usr/lib/systemd/systemd", "usr/sbin/sshd"):
         (tree / program).write_text("x")
         (tree / program).chmod(0o755)
+    wants = tree / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "ssh.service").symlink_to("/lib/systemd/system/ssh.service")
     return tree
 
 
@@ -352,6 +355,47 @@ def test_what_may_be_missing_is_not_told_and_what_systemd_waits_for_is(tmp_path:
     (generators / "systemd-cryptsetup-generator").write_text("x")
     _, crypttab, _ = shortcomings(made(tmp_path / "image", tree, "-L", "my disk"))
     assert f"no machine has: {uuid_of} ('data'), /dev/sdd1 ('\\x1b[2J')." in crypttab
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize(("order", "number", "told"), [
+    ("little", 183, "aarch64"), ("big", 22, "s390x"), ("little", 999, "number 999"), ("little", 62, ""), ("little", 3, ""),
+])  # fmt: skip
+def test_programs_for_another_kind_of_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Literal["little", "big"], number: int, told: str
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    tree = a_root(tmp_path / "tree")
+    head = b"\x7fELF\x02" + (b"\1" if order == "little" else b"\2") + bytes(10) + b"\2\0" + number.to_bytes(2, order)
+    (tree / "usr/lib/systemd/systemd").write_bytes(head)
+    found = shortcomings(made(tmp_path / "image", tree))
+    assert [f"another kind of CPU ({told}" in line for line in found] == [True] * bool(told)
+    # An init that is a script says nothing; its shell does.
+    (tree / "usr/lib/systemd/systemd").write_text("#!/bin/sh\n")
+    (tree / "bin").mkdir()
+    (tree / "bin/sh").write_bytes(head)
+    assert shortcomings(made(tmp_path / "image", tree)) == found
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize(
+    ("place", "is_started"),
+    [
+        ("etc/systemd/system/sockets.target.wants/ssh.socket", True),
+        ("usr/lib/systemd/system/multi-user.target.wants/sshd.service", True),
+        ("etc/systemd/system/multi-user.target.requires/sshd@22.service", True),
+        ("etc/systemd/system/multi-user.target.wants/ssh-agent.service", False),
+        ("etc/systemd/system/ssh.service", False),
+        ("etc/systemd/system/multi-user.target.wants/lost.service", False),
+    ],
+)
+def test_an_ssh_server_that_no_unit_starts(tmp_path: Path, place: str, is_started: bool) -> None:
+    tree = a_root(tmp_path / "tree")
+    (tree / "etc/systemd/system/multi-user.target.wants/ssh.service").unlink()
+    (tree / place).parent.mkdir(parents=True, exist_ok=True)
+    (tree / place).symlink_to("/lib/systemd/system/some.service")
+    found = shortcomings(made(tmp_path / "image", tree))
+    assert ["No unit starts its ssh server" in line for line in found] == [True] * (not is_started)
 
 
 @pytest.mark.fault(47)
