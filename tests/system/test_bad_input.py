@@ -118,6 +118,8 @@ WRONG: list[tuple[int, str, list[str]]] = [
     # The command line itself
     (2, "no command", ["strat", "here"]),
     (2, "Did you mean 'start'", ["strat", "here"]),
+    (2, "Did you mean 'list'", ["ps"]),
+    (2, "Did you mean 'show'", ["inspect", "here"]),
     (2, "names", ["start"]),
     (2, "not both", ["stop", "--all", "here"]),
     (2, "--nosuch", ["list", "--nosuch"]),

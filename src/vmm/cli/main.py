@@ -52,6 +52,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "teardown": ("host", "Take bridge, taps and firewall tables off this host.", ""),
 }
 ALIASES = {"ls": "list", "rm": "delete"}
+# What other tools of this kind call it, where nothing here is spelled alike or something else is.
+_ELSEWHERE = {
+    "ps": "list", "status": "list", "logs": "console", "log": "console", "attach": "console", "inspect": "show",
+    "info": "show", "kill": "stop", "down": "stop", "up": "run", "launch": "run", "shell": "ssh", "connect": "ssh",
+    "destroy": "delete", "remove": "delete", "images": "image", "pull": "image", "import": "image", "init": "setup",
+    "install": "setup", "check": "doctor", "forward": "port-forward", "port": "port-forward", "edit": "set",
+}  # fmt: skip
 SECTIONS = ("Begin", "Machines", "Inside", "Library", "Host")
 
 _WELCOME = """\
@@ -155,5 +162,6 @@ def _welcome() -> str:
 def _meant(word: str) -> str:
     import difflib
 
-    close = difflib.get_close_matches(word, [name for name, row in COMMANDS.items() if row[2]], n=2)
+    known = [name for name, row in COMMANDS.items() if row[2]]
+    close = [_ELSEWHERE[word]] if word in _ELSEWHERE else difflib.get_close_matches(word, known, n=2)
     return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""

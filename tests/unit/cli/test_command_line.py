@@ -14,7 +14,7 @@ from machines import a_machine, a_spec
 from vmm.cli import render
 from vmm.cli.commands.create import LIMITS, limits_of
 from vmm.cli.commands.power import mode_of
-from vmm.cli.main import COMMANDS, SECTIONS, cli, run
+from vmm.cli.main import _ELSEWHERE, COMMANDS, SECTIONS, cli, run
 from vmm.cli.options import NONE, Command, Group, Limit, Rate, Size, global_options
 from vmm.cli.reference import reference
 from vmm.cli.short import run_short
@@ -390,3 +390,9 @@ def test_an_empty_name_is_no_name(
         pytest.skip("run is root's")
     assert run(["run", "", "--rm"]) == 2
     assert "'' cannot be the name of a machine." in capsys.readouterr().err
+
+
+def test_what_other_tools_call_it_leads_to_a_command_there_is() -> None:
+    for word, name in _ELSEWHERE.items():
+        assert word not in COMMANDS, word
+        assert COMMANDS[name][2], name
