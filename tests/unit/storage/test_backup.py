@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -444,6 +444,10 @@ def text(most: int) -> st.SearchStrategy[str]:
     return st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), max_size=most)
 
 
+def _may_be_a_server(address: IPv4Address | IPv6Address) -> bool:
+    return not address.is_multicast and not (address.version == 4 and address.is_reserved)
+
+
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 RATES = st.none() | st.integers(1, 2**40)
 SPECS = st.builds(
@@ -460,7 +464,7 @@ SPECS = st.builds(
         NAMES.map(lambda name: name[:60]), st.from_regex(r"[A-Za-z0-9._/:@+ -]{0,40}", fullmatch=True)
     ),
     ssh_keys=st.lists(text(100)).map(tuple),
-    dns=st.lists(st.ip_addresses().map(str), max_size=3).map(tuple),
+    dns=st.lists(st.ip_addresses().filter(_may_be_a_server).map(str), max_size=3).map(tuple),
     user_data=st.none() | text(20),
     jail=st.booleans(),
     limits=st.builds(
