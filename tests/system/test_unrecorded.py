@@ -130,3 +130,7 @@ def test_an_engine_that_nothing_describes_is_known_by_what_it_has_open(
     cgroups.remove(machine_id)
     host.vmm("reconcile", check=False)
     assert not (host.data_dir / "sockets" / "late.sock").exists()
+    # Its disk is nobody's to remove but its user's.
+    if gone == "description":
+        assert (directory / "disk.ext4").exists()
+        shutil.rmtree(directory)

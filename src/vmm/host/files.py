@@ -72,6 +72,8 @@ def refuse_unsafe(base: Path) -> None:
 
 
 # Network file systems by their name in /proc/mounts: locks and SQLite cannot be trusted on them.
+# How long what a program has started may go on writing once it was ended itself, and how long between two looks.
+_WRITERS_S, _APART_S = 2.0, 0.02
 _NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse.sshfs", "fuse.glusterfs", "lustre", "afs")
 
 
@@ -188,13 +190,28 @@ def remove_tree(path: Path, *, unmount: bool = False) -> None:
         found = mounts.below(path)
         if found:
             raise OSError(errno.EBUSY, f"{found[0]} is a mount; unmount it first")
-        import shutil
-
-        shutil.rmtree(path)
+        _remove_all(path)
     except FileNotFoundError:
         return
     except OSError as error:
         raise _told(error, f"{path} cannot be removed.") from error
+
+
+def _remove_all(path: Path) -> None:
+    """Remove a directory, whoever is still at work in it: a program's own children outlive it by a moment."""
+    import shutil
+
+    deadline = time.monotonic() + _WRITERS_S
+    while True:
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as error:
+            if error.errno == errno.ENOENT and not path.exists():
+                return
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > deadline:
+                raise
+        time.sleep(_APART_S)
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -75,6 +76,34 @@ def test_what_an_interrupted_copy_left_is_not_taken_for_a_disk(tmp_path: Path) -
     (tmp_path / ".disk.partial").write_bytes(b"half of an older one, and longer")
     files.copy_disk(tmp_path / "image", tmp_path / "disk", size_mib=1)
     assert (tmp_path / "disk").read_bytes()[:8] == b"whole\0\0\0"
+
+
+def test_remove_tree_outlasts_whoever_still_writes_into_it(tmp_path: Path) -> None:
+    """As dpkg-deb's tar does for a moment, when dpkg-deb itself was ended."""
+    tree = tmp_path / "tree"
+    (tree / "deep").mkdir(parents=True)
+    for number in range(2000):
+        (tree / "deep" / str(number)).touch()
+    # What comes into a directory while what lies below it is being removed.
+    script = 'n=0; while [ $n -lt 20000 ]; do : >"$1/$n" || exit 0; n=$((n+1)); done 2>/dev/null'
+    with subprocess.Popen(["sh", "-c", script, "sh", str(tree)]) as writer:
+        deadline = time.monotonic() + 10
+        while len(list(tree.iterdir())) < 50 and time.monotonic() < deadline:
+            pass
+        files.remove_tree(tree)
+        assert not tree.exists()
+        writer.wait(timeout=10)
+
+
+def test_remove_tree_that_is_written_into_for_good_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_WRITERS_S", 0.1)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", full)
+    with pytest.raises(HostError, match="cannot be removed"):
+        files.remove_tree(tmp_path)
 
 
 def test_remove_tree_never_follows_a_link(tmp_path: Path) -> None:
