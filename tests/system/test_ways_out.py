@@ -240,6 +240,7 @@ def test_routes_that_begin_where_the_default_route_does_do_not_hide_it(host: Hos
         (("from", "172.16.0.0/24"), True),
         (("from", "172.0.0.0/8"), True),
         (("not", "from", "10.8.0.5"), True),
+        (("not", "iif", "up0"), True),
         (("iif", "vmm-br0"), True),
         # Anyone may mark what comes from machines.
         (("fwmark", "0x64"), True),

@@ -71,9 +71,9 @@ def refuse_unsafe(base: Path) -> None:
             )
 
 
-# Network file systems by their name in /proc/mounts: locks and SQLite cannot be trusted on them.
 # How long what a program has started may go on writing once it was ended itself, and how long between two looks.
 _WRITERS_S, _APART_S = 2.0, 0.02
+# Network file systems by their name in /proc/mounts: locks and SQLite cannot be trusted on them.
 _NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse.sshfs", "fuse.glusterfs", "lustre", "afs")
 
 

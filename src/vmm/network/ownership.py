@@ -87,8 +87,8 @@ def refuse_copy(data_dir: Path) -> None:
     Raises:
         ConflictError: it is a copy. One that takes its original's place is none, once that is gone.
     """
-    if not _read(id_file(data_dir)):
-        # Nothing was ever started from here.
+    # Without an id nothing was ever started from here.
+    if _read(place_file(data_dir)) == os.fsencode(data_dir) or not _read(id_file(data_dir)):
         return
     original = original_of(data_dir)
     if original is not None:
@@ -97,8 +97,7 @@ def refuse_copy(data_dir: Path) -> None:
             details=f"{data_dir} was copied from {original}: the machines of both are the same. Nothing was touched.",
             resolution=f"Use that one (--data-dir {original}). Is this one to take its place? Then move that one away.",
         )
-    if _read(place_file(data_dir)) != os.fsencode(data_dir):
-        _remember_place(data_dir)
+    _remember_place(data_dir)
 
 
 def _remember_place(data_dir: Path) -> None:

@@ -30,18 +30,8 @@ if TYPE_CHECKING:
 
 _NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
 # linux/fib_rules.h
-_DST, _SRC, _IIFNAME, _PRIORITY, _FWMARK, _TABLE, _FWMASK, _OIFNAME, _UIDS, _PROTOCOL = (
-    1,
-    2,
-    3,
-    6,
-    10,
-    15,
-    16,
-    17,
-    20,
-    21,
-)
+_DST, _SRC, _IIFNAME, _PRIORITY, _FWMARK, _TABLE, _FWMASK = 1, 2, 3, 6, 10, 15, 16
+_OIFNAME, _UIDS, _PROTOCOL = 17, 20, 21
 _INVERTED = 2
 _TO_TABLE, _BLACKHOLE = 1, 6
 _LOCAL, _MAIN, _KERNEL = 255, 254, 2
@@ -51,7 +41,8 @@ _HEAD = struct.Struct("=BBBBBBBBI")
 class _Rule(Value):
     """One rule of IPv4. `iif` is the link that a packet came over, `to` and `source` are networks.
 
-    `marked`: it is for packets that lack VETTED; `own`: for what programs of the host send.
+    `marked`: it is for packets that lack VETTED; `own`: for what programs of the host send;
+    `inverted`: for all but what it names.
     """
 
     priority: int
@@ -62,6 +53,7 @@ class _Rule(Value):
     marked: bool = False
     source: tuple[int, bytes] | None = None
     own: bool = False
+    inverted: bool = False
 
     def packed(self, *, protocol: int = _KERNEL) -> bytes:
         """Return the rule as netlink has it; without a `protocol` a rule is meant whoever made it."""
@@ -127,6 +119,8 @@ def tables(bridge: str, subnet: Subnet) -> set[int]:
 
 
 def _may_meet(rule: _Rule, bridge: str, subnet: Subnet) -> bool:
+    if rule.inverted:
+        return True
     if rule.own or rule.iif not in ("", bridge):
         return False
     if rule.source is None:
@@ -197,6 +191,7 @@ def _rules() -> Iterator[_Rule]:
             iif=found.get(_IIFNAME, b"").rstrip(b"\0").decode(errors="replace"),
             to=(length, found[_DST]) if _DST in found else None,
             marked=number(_FWMASK) == VETTED and number(_FWMARK) == 0,
-            source=(of_source, found[_SRC]) if _SRC in found and not flags & _INVERTED else None,
-            own=not flags & _INVERTED and bool({_OIFNAME, _UIDS} & found.keys()),
+            source=(of_source, found[_SRC]) if _SRC in found else None,
+            own=bool({_OIFNAME, _UIDS} & found.keys()),
+            inverted=bool(flags & _INVERTED),
         )

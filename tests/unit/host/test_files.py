@@ -78,14 +78,16 @@ def test_what_an_interrupted_copy_left_is_not_taken_for_a_disk(tmp_path: Path) -
     assert (tmp_path / "disk").read_bytes()[:8] == b"whole\0\0\0"
 
 
-def test_remove_tree_outlasts_whoever_still_writes_into_it(tmp_path: Path) -> None:
+def test_remove_tree_outlasts_whoever_still_writes_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As dpkg-deb's tar does for a moment, when dpkg-deb itself was ended."""
+    # However slow this host is.
+    monkeypatch.setattr(files, "_WRITERS_S", 30.0)
     tree = tmp_path / "tree"
     (tree / "deep").mkdir(parents=True)
     for number in range(2000):
         (tree / "deep" / str(number)).touch()
     # What comes into a directory while what lies below it is being removed.
-    script = 'n=0; while [ $n -lt 20000 ]; do : >"$1/$n" || exit 0; n=$((n+1)); done 2>/dev/null'
+    script = 'n=0; while [ $n -lt 4000 ]; do : >"$1/$n" || exit 0; n=$((n+1)); done 2>/dev/null'
     with subprocess.Popen(["sh", "-c", script, "sh", str(tree)]) as writer:
         deadline = time.monotonic() + 10
         while len(list(tree.iterdir())) < 50 and time.monotonic() < deadline:
